@@ -186,7 +186,18 @@ def test_a_geometry_that_leaves_little_of_a_row_is_as_exact():
     embedding[:, :3] *= 300
     check(logits, embedding)
     (space,) = Variants(EVERYTHING, embedding, None, torch.ones(200)).spaces
-    assert [each.geometry.name for each in space.maps if each.left is not None] == ["raw", "usage_centred"]
+    inexact = {each.geometry.name: int(each.inexact.sum()) for each in space.maps if each.inexact is not None}
+    assert set(inexact) == {"all_but_top_3", "all_but_top_d100"}
+    assert inexact["all_but_top_3"] > 190
+
+
+def test_a_single_row_of_which_little_is_left_is_exact_and_changes_no_other():
+    logits, embedding = draw(8, 200, 24, 1)
+    embedding[7] += 60 * torch.linalg.eigh(torch.cov(embedding.T)).eigenvectors[:, -1]
+    logits[:3, 7] = 4
+    check(logits, embedding)
+    (space,) = Variants(EVERYTHING, embedding, None, torch.ones(200)).spaces
+    assert {int(each.inexact.sum()) for each in space.maps if each.inexact is not None} == {1}
 
 
 def test_rows_that_are_not_kept_are_whitened_at_each_step(monkeypatch):

@@ -40,7 +40,10 @@ class OutputLayer:
         return output.logits[0].to(forward.device)
 
     def is_homogeneous(self, states: torch.Tensor) -> bool:
-        """Whether twice the ``states`` (n, d) give twice the logits, exactly: not if there is a bias or a cap."""
+        """Whether twice these ``states`` (n, d) give twice their logits, exactly: not if there is a bias or a cap.
+
+        In float16, rounding of the smallest numbers can hide that they do.
+        """
         return torch.equal(self.compute_logits(2 * states).float(), 2 * self.compute_logits(states).float())
 
     def reproduces(self, logits: torch.Tensor, states: torch.Tensor) -> bool:

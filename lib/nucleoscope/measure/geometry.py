@@ -1,8 +1,9 @@
 """The geometries of `nucleoscope.variants`: linear maps after which embedding rows are compared, computed once.
 
-Contract: embedding matrices in, one `Space` for each matrix out. No second copy of a matrix is created here: a
-geometry is a centre, a linear map and the inverse norms (V,) of the rows after both, so that sums of directions follow
-from weighted sums of raw rows, and products of pairs from those of raw rows with a correction of low rank.
+Contract: embedding matrices in, one `Space` for each matrix out. A geometry is a centre, a linear map and the inverse
+norms (V,) of the rows after both, so that sums of directions follow from weighted sums of raw rows, and products of
+pairs from those of raw rows with a correction of low rank. A second copy of a matrix is created only of whitened rows,
+which have no such correction, and only if it is not too large.
 """
 
 import functools
@@ -18,8 +19,8 @@ from nucleoscope.variants import Geometry
 # Numbers of an embedding matrix that are processed at once: on a CPU, more would not fit in its cache.
 PIECE_CPU, PIECE_GPU = 2**19, 2**22
 MOST_KEPT = 2**26  # numbers of whitened rows that are kept, at most: 256 MB
-# The square of a row's norm before a geometry is applied to it, in units of that after it, above which products from
-# which something is subtracted would be too inexact: float32 has a relative error of 6e-8.
+# The largest |e|^2 / |Ae|^2 of a row e: if less is left of it by the map A, too few digits would remain of its products
+# after a subtraction.
 LARGEST_LOSS = 32
 LEAST_NORM = 1e-5  # of the largest norm: a shorter row has no direction, only rounding errors
 LEAST_VARIANCE = 1e-6  # of the largest: whitening leaves out directions with less, because they are rounding errors too
@@ -30,11 +31,11 @@ class Map:
     """One geometry of a space: directions u_i = scale_i A (e_i - mean - centre), where ``mean`` is the space's.
 
     ``centre`` (d,) is None where it is 0. A is the identity, or removes the columns of ``basis`` (d, D), or is the
-    symmetric matrix ``whitening`` (d, d), and ``rows`` (V, d) are those after it, None if they are too many to be kept.
-    ``scale`` (V,) is 0 for a row that has no direction. ``expected`` is the mean
-    cosine of two different rows of the vocabulary. Products (e_i - mean - centre).A'A.(e_j - mean - centre) are those
-    of e_i - mean minus left_i.right_j, (V, r) each, where these are None only if there is ``whitening``, nothing to
-    subtract, or a row of which too little is left: see `LARGEST_LOSS`.
+    symmetric matrix ``whitening`` (d, d); ``rows`` (V, d) are those after it, None if they are too many to be kept.
+    ``scale`` (V,) is 0 for a row that has no direction. ``expected`` is the mean cosine of two different rows of the
+    vocabulary. Products (e_i - mean - centre).A'A.(e_j - mean - centre) are those of e_i - mean minus left_i.right_j,
+    (V, r) each, which are None if there is nothing to subtract or if there is ``whitening``. For the tokens in
+    ``inexact`` (V,), None if there are none, that would be too inexact: see `LARGEST_LOSS`.
     """
 
     geometry: Geometry
@@ -46,13 +47,8 @@ class Map:
     rows: torch.Tensor | None = None
     left: torch.Tensor | None = None
     right: torch.Tensor | None = None
-
+    inexact: torch.Tensor | None = None
     is_complete: bool = True  # every row has a direction
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether rows e_i - mean remain as they are."""
-        return self.centre is None and self.basis is None and self.whitening is None
 
     def move(self, rows: torch.Tensor) -> torch.Tensor:
         """A (e_i - mean - centre) of rows e_i - mean (..., d)."""
@@ -72,13 +68,14 @@ class Map:
 class Space:
     """One embedding matrix (V, d) of any floating type, the mean (d,) of its rows, and the geometries on it.
 
-    ``scales`` (V, G) are the scales of all ``maps``.
+    ``scales`` (V, G) are the scales of all ``maps``, and ``expected`` (G,) their expected cosines.
     """
 
     embedding: torch.Tensor
     mean: torch.Tensor
     maps: list[Map]
     scales: torch.Tensor
+    expected: torch.Tensor
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows (..., d) of the matrix minus their mean, in float32, on the device of the mean."""
@@ -115,8 +112,7 @@ def select_spaces(spaces: Sequence[Space], geometries: Sequence[Geometry]) -> li
     for space in spaces:
         maps = [each for each in space.maps if each.geometry.name in names]
         if maps:
-            scales = torch.stack([each.scale for each in maps], 1)
-            found.append(Space(space.embedding, space.mean, maps, scales))
+            found.append(_join_maps(space, maps))
             names -= {each.geometry.name for each in maps}
     return None if names else found
 
@@ -147,7 +143,7 @@ def _find_common(one: list[int], other: list[int]) -> list[int]:
 def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: torch.Tensor, device) -> Space:
     size, width = matrix.shape
     total = sum(widen(rows).sum(0) for _, rows in _split(matrix, device))
-    space = Space(matrix, (total / size).float(), [], torch.empty(0))
+    space = Space(matrix, (total / size).float(), [], torch.empty(0), torch.empty(0))
     needed = {each.name for each in geometries}
     vectors = values = None
     if needed & {"whitened", "all_but_top_3", "all_but_top_d100"}:
@@ -171,8 +167,13 @@ def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: to
             found.basis = vectors[:, -number:].float()
         _measure_rows(found, space)
         space.maps.append(found)
-    space.scales = torch.stack([each.scale for each in space.maps], 1)
-    return space
+    return _join_maps(space, space.maps)
+
+
+def _join_maps(space: Space, maps: list[Map]) -> Space:
+    """The space with these of its maps, and what is read of all of them at once."""
+    expected = torch.tensor([each.expected for each in maps], device=space.mean.device)
+    return Space(space.embedding, space.mean, maps, torch.stack([each.scale for each in maps], 1), expected)
 
 
 def _measure_rows(found: Map, space: Space) -> None:
@@ -197,12 +198,13 @@ def _measure_rows(found: Map, space: Space) -> None:
         # On what the basis leaves nothing of, only rounding errors are left.
         found.scale = torch.where(norm > LEAST_NORM * length.amax(), found.scale, 0)
     found.is_complete = bool((found.scale > 0).all())
-    is_exact = bool(((length * found.scale).square() <= LARGEST_LOSS).all())
-    if is_exact and found.centre is not None:
+    inexact = (length * found.scale).square() > LARGEST_LOSS
+    found.inexact = inexact if found.whitening is None and bool(inexact.any()) else None
+    if found.centre is not None:
         own, one = torch.cat(products), torch.ones_like(norm, dtype=torch.float32)
         own = own - found.centre.square().sum() / 2
         found.left, found.right = torch.stack((own, one), 1), torch.stack((one, own), 1)
-    elif is_exact and found.basis is not None:
+    elif found.basis is not None:
         found.left = found.right = torch.cat(products)
     scales = found.scale.split(_count_rows(space.embedding.shape[1], space.mean.device))
     total = sum(widen(part.T @ own) for part, own in zip(_split_centred(space), scales, strict=True))

@@ -12,8 +12,8 @@ import torch
 # A token is replaced by another one of its block of neighbours in rank: a share of the rank, within bounds. Small
 # blocks at both ends of the order keep what is matched close where neighbours differ most.
 BLOCK_SHARE, LEAST_BLOCK, LARGEST_BLOCK = 0.1, 4, 64
-# Of random sets of at most this share of the vocabulary, more tokens are drawn than needed: a quarter, and these. On
-# average, 15% of what is needed was drawn before.
+# Random sets of at most this share of the vocabulary are drawn with replacement, and what was drawn before is left out.
+# For the largest, 15% more draws than tokens are needed on average; a quarter more are drawn, and `MORE`.
 LARGEST_SHARE, MORE = 0.25, 16
 
 

@@ -23,7 +23,8 @@ from nucleoscope.variants import MOST_PAIRS
 # Rows that are summed at once: a segment is divided into the largest, and padded to one.
 CHUNKS = (8, 16, 32, 64, 128, 256)
 LEAD = MOST_PAIRS  # tokens that are compared one by one
-LEADS = (2, 4, 8, 16, 32, 50, LEAD)  # windows that are compared at once are padded to one of these
+# Windows that are compared at once are padded to one of these. With a top-k set of 50, most windows have 50 tokens.
+LEADS = (2, 4, 8, 16, 32, 50, LEAD)
 LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chance is 0 / 0, and the value missing
 # Numbers in memory at once: gathered rows, and sums.
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
@@ -31,12 +32,12 @@ SUMS_CPU, SUMS_GPU = 2**21, 2**28
 
 
 class Group(NamedTuple):
-    """Tokens that are compared at once: their places ``rows`` (B',), the first ``lead`` candidates of each one by one,
-    and the others as ``number`` segments."""
+    """Tokens that are compared at once: their places ``rows`` (B',), and how many of the first candidates of each are
+    compared one by one, and how many segments of others."""
 
     rows: torch.Tensor
     lead: int
-    number: int
+    segments: int
 
 
 class Segments:
@@ -45,8 +46,8 @@ class Segments:
 
     def __init__(self, windows: Windows):
         ids, probs, offsets, extents = windows
-        self.ids, self.probs, self.offsets, self.extents = ids, probs, offsets, extents
-        self.lengths, self.first = offsets.diff(), offsets[:-1]
+        self.ids, self.probs, self.extents = ids, probs, extents
+        self.lengths, begins = offsets.diff(), offsets[:-1]
         # the sets that are prefixes in all rows have one bound each
         plain = ((extents[..., 0] == 0) & (extents[..., 1] == extents[..., 3])).all(0)
         bounds = torch.cat((extents[:, plain, 3], extents[:, ~plain].flatten(1)), 1).sort(1).values.clamp_min(LEAD)
@@ -58,10 +59,9 @@ class Segments:
         places = torch.arange(LEAD, device=ids.device).expand(len(start), -1)
         start = torch.cat((places, start.gather(1, order)), 1)  # (B, M)
         self.sizes = torch.cat(((places < self.lengths[:, None]).to(sizes.dtype), sizes.gather(1, order)), 1)
-        self.starts = self.first[:, None] + start
+        self.starts = begins[:, None] + start
         self.places = self.starts[:, :LEAD].clamp_max(max(0, len(ids) - 1))
-        self.lead = ids[self.places]  # (B, LEAD), some of other tokens
-        self.moved: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by geometry, of those that have a matrix
+        self.lead_ids = ids[self.places]  # (B, LEAD), some of other tokens
         self.memory: tuple[Space, RowMemory] | None = None
         # which segments (B, N, M) are in which set
         place, ends = start[:, None], extents[..., None]
@@ -72,15 +72,15 @@ class Segments:
         self.mass = self._join(self._sum(widen(probs)))
         # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight, the others would
         # be lost as a difference of numbers close to 1. The others are in units of the second likeliest: p may be tiny.
-        second = torch.minimum(self.first + 1, offsets[1:] - 1)
+        second = torch.minimum(begins + 1, offsets[1:] - 1)
         index = torch.repeat_interleave(torch.arange(len(start), device=ids.device), self.lengths, output_size=len(ids))
-        self.weights = (probs / probs[second][index]).index_fill(0, self.first, 0)  # (K,)
+        self.weights = (probs / probs[second][index]).index_fill(0, begins, 0)  # (K,)
         self.rest = self._join(self._sum(widen(self.weights)))  # (B, N)
         self.tail = self.rest * widen(probs[second])[:, None] / self.mass
         squares = self._sum(widen(self.weights).square())
         self.squares = self._join(squares)
         # |u_i|^2 and w_i^2 |u_i|^2 of the tokens in segments, if each of them has a direction
-        self.known = self.sizes[:, LEAD:], squares[:, LEAD:]
+        self.tail_squares = self.sizes[:, LEAD:], squares[:, LEAD:]
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sums (B, M, ...) over the segments of values (K, ...)."""
@@ -122,86 +122,70 @@ class Segments:
     def compare(self, group: Group, space: Space) -> torch.Tensor:
         """cosine, weighted_cosine and similarity_entropy (B', N, G, 3) of the sets of some tokens.
 
-        With k = 1 both cosines are NaN: there is no pair. For sets beyond the `LEAD` likeliest tokens the entropy is.
+        With k = 1 both cosines are NaN: there is no pair. similarity_entropy is NaN for sets that go beyond the `LEAD`
+        likeliest tokens.
         """
-        pairs, (cosine, weighted), first = self._multiply(group, space, 2)
+        pairs, (sums, weighted_sums), top_sums = self._multiply(group, space, 2)
         entropy = self._compute_similarity_entropies(group, space, pairs)
-        has_first = self.extents[group.rows, :, 0] == 0
+        has_top = self.extents[group.rows, :, 0] == 0
         k, tail, rest, squares = (each[group.rows] for each in (self.k, self.tail, self.rest, self.squares))
         rest = rest.clamp_min(1e-300)
-        head = torch.where(has_first, 2 * (1 - tail), 0)
-        weight = head + tail * (1 - squares / rest.square())
-        weighted = (head * first / rest + tail * weighted / rest.square()) / torch.where(k == 1, 1, weight)
-        both = torch.stack((cosine / (k * (k - 1)).clamp_min(1), weighted)).clamp(-1, 1)
+        top = torch.where(has_top, 2 * (1 - tail), 0)
+        weight = top + tail * (1 - squares / rest.square())
+        weighted = (top * top_sums / rest + tail * weighted_sums / rest.square()) / torch.where(k == 1, 1, weight)
+        both = torch.stack((sums / (k * (k - 1)).clamp_min(1), weighted)).clamp(-1, 1)
         both = torch.where(k == 1, torch.nan, both).float()
         return torch.stack((*both, entropy), -1).permute(1, 2, 0, 3)
 
     def compare_unweighted(self, group: Group, space: Space) -> torch.Tensor:
         """cosine (B', N, G) alone, for which half of the sums are enough."""
-        _, (products,), _ = self._multiply(group, space, 1)
+        _, (sums,), _ = self._multiply(group, space, 1)
         k = self.k[group.rows]
-        cosine = torch.where(k == 1, torch.nan, (products / (k * (k - 1)).clamp_min(1)).clamp(-1, 1))
+        cosine = torch.where(k == 1, torch.nan, (sums / (k * (k - 1)).clamp_min(1)).clamp(-1, 1))
         return cosine.permute(1, 2, 0).float()
 
     def _multiply(self, group: Group, space: Space, kinds: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Products of the directions of the first tokens (G, B', L, L), and sums over the pairs of each set.
 
         The sums (kinds, G, B', N) are those of u_i.u_j, and if there are two ``kinds`` those of w_i w_j u_i.u_j; also
-        the sums (G, B', N) of w_i u_i.u_0, where token 0 is the likeliest. No token is multiplied by itself.
+        the sums (G, B', N) of w_i u_i.u_0 (of u_i.u_0 with one kind), where token 0 is the likeliest. No token is
+        multiplied by itself.
         """
         rows, lead, number = group
-        ids = self.lead[rows, :lead]
+        ids = self.lead_ids[rows, :lead]
         centred = space.gather(ids)
-        heads = [self._move_lead(each, space, group, centred) for each in space.maps]
+        vectors = [_move_rows(ids, centred, each) for each in space.maps]  # (B', L, d) each
         scale = pick(space.scales, ids).permute(2, 0, 1)  # (G, B', L)
-        pairs = _multiply_pairs(ids, centred, heads, scale, space)
+        pairs = _multiply_pairs(ids, centred, vectors, scale, space)
         own = self.members[rows, None, :, :lead].float()  # (B', kinds, N, L)
         if kinds == 2:
             own = torch.cat((own, own * self.weights[self.places[rows, None, None, :lead]]), 1)
         joined = torch.matmul(own.flatten(1, 2), pairs).unflatten(2, own.shape[1:3])
-        sums, first = widen((joined * own).sum(-1)), widen(joined[:, :, -1, :, 0])
+        sums, top_sums = widen((joined * own).sum(-1)), widen(joined[:, :, -1, :, 0])
         if number:
             tail = self.members[rows, None, :, LEAD : LEAD + number].float()  # (B', 1, N, T)
-            added, known = self._sum_rows(group, space, kinds)
+            added, self_products = self._sum_rows(group, space, kinds)
             for place, each in enumerate(space.maps):
-                vectors = each.apply(added[:, :, place])  # (B', kinds, T, d)
-                cross = torch.bmm(heads[place], vectors.flatten(1, 2).mT)
-                if each.centre is not None and heads[place] is centred:
-                    cross -= (vectors @ each.centre).flatten(1)[:, None]
+                moved = each.apply(added[:, :, place])  # (B', kinds, T, d)
+                cross = torch.bmm(vectors[place], moved.flatten(1, 2).mT)
+                if each.centre is not None and vectors[place] is centred:
+                    cross -= (moved @ each.centre).flatten(1)[:, None]
                 cross = (cross * scale[place, ..., None]).unflatten(2, (kinds, number)).transpose(1, 2)
-                both = 2 * torch.matmul(own, cross) + torch.matmul(tail, torch.matmul(vectors, vectors.mT))
+                both = 2 * torch.matmul(own, cross) + torch.matmul(tail, torch.matmul(moved, moved.mT))
                 sums[place] += (both * tail).sum(-1)
-                first[place] += torch.matmul(tail[:, 0], cross[:, -1, 0, :, None])[..., 0]
-            sums -= torch.matmul(widen(tail), known)[..., 0]
-        return pairs, sums.movedim(2, 0), first
-
-    def _move_lead(self, each: Map, space: Space, group: Group, centred: torch.Tensor) -> torch.Tensor:
-        """The first rows (B', L, d) of some windows in a geometry, or as they are if what it changes is subtracted from
-        their products.
-
-        Multiplying by a matrix takes long. If the vocabulary's rows after it are not kept, it is done once for all
-        tokens, many of which occur more than once.
-        """
-        if each.whitening is None:
-            return centred if each.left is not None or each.is_identity else each.move(centred)
-        if each.rows is not None:
-            return pick(each.rows, self.lead[group.rows, : group.lead])
-        name = each.geometry.name
-        if name not in self.moved:
-            different, index = torch.unique(self.lead, return_inverse=True)
-            self.moved[name] = each.apply(space.gather(different)), index
-        moved, index = self.moved[name]
-        return pick(moved, index[group.rows, : group.lead])
+                top_sums[place] += torch.matmul(tail[:, 0], cross[:, -1, 0, :, None])[..., 0]
+            sums -= torch.matmul(widen(tail), self_products)[..., 0]
+        return pairs, sums.movedim(2, 0), top_sums
 
     def _compute_similarity_entropies(self, group: Group, space: Space, pairs: torch.Tensor) -> torch.Tensor:
-        """similarity_entropy (G, B', N) in nats; NaN for sets beyond the likeliest tokens of which there are ``pairs``.
+        """similarity_entropy (G, B', N) in nats; NaN for sets that go beyond the first L tokens.
 
-        The products (G, B', L, L) of these tokens' directions are overwritten.
+        ``pairs`` are the products (G, B', L, L) of these tokens' directions, and are overwritten.
         """
         rows, lead, _ = group
         q = torch.where(self.members[rows, :, :lead], self.probs[self.places[rows, None, :lead]], 0)
         q /= q.sum(-1, keepdim=True).clamp_min(1e-30)
-        expected = torch.tensor([each.expected for each in space.maps], device=pairs.device)[:, None, None, None]
+        expected = space.expected[:, None, None, None]
         unlike = torch.where(1 - expected > LEAST_UNLIKE, 1 - expected, torch.nan)
         similar = pairs.sub_(expected).div_(unlike).clamp_(0, 1)
         similar.diagonal(dim1=2, dim2=3).zero_()
@@ -223,7 +207,7 @@ class Segments:
         For each geometry they have its scales as weights, and then the scales times the weights of the tokens. Also
         sums (1 or G, B', kinds, T, 1) of the squares of what was added to the sums of directions.
         """
-        rows, number = group.rows, group.number
+        rows, number = group.rows, group.segments
         sizes = self.sizes[rows, LEAD : LEAD + number]
         shape, sizes = sizes.shape, sizes.flatten()
         edges = pad(sizes.cumsum(0), (1, 0))
@@ -239,15 +223,29 @@ class Segments:
         centres = torch.stack([space.mean if each.centre is None else space.mean + each.centre for each in space.maps])
         sums.addcmul_(norms[..., None], centres.repeat(kinds, 1), value=-1)
         if all(each.is_complete for each in space.maps):
-            squares = [widen(each[rows, :number]) for each in self.known[:kinds]]
-            known = torch.stack(squares, 1)[None]
+            squares = torch.stack([widen(each[rows, :number]) for each in self.tail_squares[:kinds]], 1)[None]
         else:
             squares = widen(scales > 0)
             if kinds == 2:
                 squares = torch.cat((squares, squares * widen(pick(self.weights, places)).square()[:, None]), 1)
             squares = torch.segment_reduce(squares, "sum", offsets=edges, axis=0)
-            known = squares.unflatten(1, (kinds, -1)).unflatten(0, shape).permute(3, 0, 2, 1)
-        return sums.view(*shape, kinds, -1, sums.shape[-1]).permute(0, 2, 3, 1, 4), known[..., None]
+            squares = squares.unflatten(1, (kinds, -1)).unflatten(0, shape).permute(3, 0, 2, 1)
+        return sums.view(*shape, kinds, -1, sums.shape[-1]).permute(0, 2, 3, 1, 4), squares[..., None]
+
+
+def _move_rows(ids: torch.Tensor, centred: torch.Tensor, each: Map) -> torch.Tensor:
+    """Rows (B', L, d) of some tokens ``ids`` (B', L) in a geometry; the ``centred`` ones themselves if what it changes
+    can be subtracted from their products."""
+    if each.rows is not None:
+        return pick(each.rows, ids)
+    if each.whitening is not None:  # which takes long, and many tokens occur more than once
+        different, index = torch.unique(ids, return_inverse=True)
+        moved = each.whitening.new_empty(len(different), centred.shape[-1])
+        moved[index] = centred
+        return pick(each.apply(moved), index)
+    if each.inexact is not None and bool(pick(each.inexact, ids).any()):
+        return each.move(centred)
+    return centred
 
 
 def _multiply_pairs(
