@@ -18,7 +18,7 @@ from nucleoscope.variants import Geometry
 
 # Numbers of an embedding matrix that are processed at once: on a CPU, more would not fit in its cache.
 PIECE_CPU, PIECE_GPU = 2**19, 2**22
-MOST_KEPT = 2**26  # numbers of whitened rows that are kept, at most: 256 MB
+MOST_KEPT = 2**26  # numbers of whitened rows that are kept, at most: 256 MiB
 # The largest |e|^2 / |Ae|^2 of a row e: if less is left of it by the map A, too few digits would remain of its products
 # after a subtraction.
 LARGEST_LOSS = 32
