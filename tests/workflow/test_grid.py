@@ -939,10 +939,13 @@ def test_a_job_that_does_not_stop_is_killed_with_what_it_has_started(tmp_path):
         "pathlib.Path('ready').touch()\n"
         "child.wait()\n"
     )
+    # killing takes a while, as on a busy machine: this process must not end between two of them
     code = f"""
-        import os, pathlib, signal, subprocess, sys, time
+        import os, pathlib, psutil, signal, subprocess, sys, time
         from nucleoscope.workflow import stopping
         stopping.PATIENCE = stopping.PAUSE = 0.1
+        kill = psutil.Process.kill
+        psutil.Process.kill = lambda process: (time.sleep(0.5), kill(process))
         stopping.watch()
         job = subprocess.Popen([sys.executable, "scripts/job.py"], cwd={str(tmp_path)!r})
         while not pathlib.Path({str(tmp_path)!r}, "ready").exists():

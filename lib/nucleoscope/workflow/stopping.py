@@ -81,7 +81,12 @@ def _list_jobs() -> list[psutil.Process]:
 
 
 def _kill(job: psutil.Process) -> None:
+    """Kills a job and what it has started: the job last, because this process, and with it this thread, ends with it.
+
+    It is suspended first, so that it starts nothing more.
+    """
     with contextlib.suppress(psutil.Error):
-        for process in [job, *job.children(recursive=True)]:
+        job.suspend()
+        for process in [*job.children(recursive=True), job]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
