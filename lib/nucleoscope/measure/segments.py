@@ -132,17 +132,15 @@ class Segments:
         rest = rest.clamp_min(1e-300)
         top = torch.where(has_top, 2 * (1 - tail), 0)
         weight = top + tail * (1 - squares / rest.square())
-        weighted = (top * top_sums / rest + tail * weighted_sums / rest.square()) / torch.where(k == 1, 1, weight)
-        both = torch.stack((sums / (k * (k - 1)).clamp_min(1), weighted)).clamp(-1, 1)
-        both = torch.where(k == 1, torch.nan, both).float()
-        return torch.stack((*both, entropy), -1).permute(1, 2, 0, 3)
+        weighted_sums = top * top_sums / rest + tail * weighted_sums / rest.square()
+        averages = _average_pairs(sums, k * (k - 1), k), _average_pairs(weighted_sums, weight, k)
+        return torch.stack((*averages, entropy), -1).permute(1, 2, 0, 3)
 
     def compare_unweighted(self, group: Group, space: Space) -> torch.Tensor:
         """cosine (B', N, G) alone, for which half of the sums are enough."""
         _, (sums,), _ = self._multiply(group, space, 1)
         k = self.k[group.rows]
-        cosine = torch.where(k == 1, torch.nan, (sums / (k * (k - 1)).clamp_min(1)).clamp(-1, 1))
-        return cosine.permute(1, 2, 0).float()
+        return _average_pairs(sums, k * (k - 1), k).permute(1, 2, 0)
 
     def _multiply(self, group: Group, space: Space, kinds: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Products of the directions of the first tokens (G, B', L, L), and sums over the pairs of each set.
@@ -231,6 +229,12 @@ class Segments:
             squares = torch.segment_reduce(squares, "sum", offsets=edges, axis=0)
             squares = squares.unflatten(1, (kinds, -1)).unflatten(0, shape).permute(3, 0, 2, 1)
         return sums.view(*shape, kinds, -1, sums.shape[-1]).permute(0, 2, 3, 1, 4), squares[..., None]
+
+
+def _average_pairs(sums: torch.Tensor, weight: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Mean cosines (G, B', N) float32 from sums over pairs, and their weight (B', N); NaN with k = 1."""
+    alone = k == 1
+    return torch.where(alone, torch.nan, (sums / torch.where(alone, 1, weight)).clamp(-1, 1)).float()
 
 
 def _move_rows(ids: torch.Tensor, centred: torch.Tensor, each: Map) -> torch.Tensor:
