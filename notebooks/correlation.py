@@ -111,7 +111,7 @@ tables.show(tables.format_models(models)) if len(models) else Markdown(tables.de
 # ## Run by run
 
 # %%
-bins = panels.bin_runs(measured, resamples=resamples, seed=seed)
+bins = panels.bin_runs(measured, resamples=resamples, seed=seed, jobs=None)
 panels.plot_grid(measured, bins, csv="correlation_bins.csv")
 
 # %% [markdown]

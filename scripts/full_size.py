@@ -19,6 +19,7 @@ sys.path.insert(
 def write_runs(folder: Path, runs: int, prompts: int) -> None:
     """Runs of up to five models on data sets of their own, with all files that the analyses read."""
     import variant_files
+    from nucleoscope.store import results, tokens
     from nucleoscope.variants import CANDIDATE_SETS, GEOMETRIES
 
     sets, geometries = [each.name for each in CANDIDATE_SETS], [each.name for each in GEOMETRIES[:6]]
@@ -26,7 +27,8 @@ def write_runs(folder: Path, runs: int, prompts: int) -> None:
         table = variant_files.draw_run(number, prompts, 100, level=0.05, sets=sets, geometries=geometries)
         nulls = variant_files.draw_nulls(table[table["geometry"].isin(["raw", "all_but_top_3"])], number, 2000)
         names = f"model {number % 5}", f"data {number // 5}"
-        variant_files.write_run(folder, table, *names, nulls, variant_files.draw_vocabulary(number))
+        written = variant_files.write_run(folder, table, *names, nulls, variant_files.draw_vocabulary(number))
+        tokens.convert(written / results.MEASUREMENTS)  # a run writes it with its measurements
 
 
 def main() -> None:

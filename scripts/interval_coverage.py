@@ -85,9 +85,9 @@ def main() -> None:
     options = Parser(__doc__)
     options.add_whole_number("tables", 2, 10**6, default=TABLES, help="number of tables for each number of prompts")
     tables = options.parse_args().tables
-    from nucleoscope.stats import bootstrap
+    from nucleoscope.stats import parallel
 
-    found = bootstrap.map_parallel(partial(count_covered, tables=tables), PROMPTS[::-1], None)
+    found = parallel.map_parallel(partial(count_covered, tables=tables), PROMPTS[::-1], None)
     print(format_table(dict(zip(PROMPTS, found[::-1], strict=True)), tables), end="")
 
 

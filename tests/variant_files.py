@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from nucleoscope.store import results
+from nucleoscope.store import record_files, results
 from nucleoscope.store.tokens import SOURCE, compute_fingerprint
 
 SETS = ("top_p_0.5", "top_p_0.9", "top_k_5")
@@ -103,21 +103,22 @@ def write_run(
     for prompt, rows in own.groupby("prompt"):
         sizes = rows["k"].tolist()
         if choose is None:
-            ids = [torch.tensor(rng.integers(0, 400, size)) for size in sizes]
+            ids = rng.integers(0, 400, sum(sizes))
         else:
-            ids = [torch.tensor(choose(row.entropy, row.k, rng)) for row in rows.itertuples()]
+            ids = np.concatenate([choose(row.entropy, row.k, rng) for row in rows.itertuples()])
         full = (rows["entropy"] + rng.exponential(0.3, len(rows))).tolist()
         records.append(
             {
                 "prompt": f"prompt {prompt}",
                 "tokens": torch.arange(len(rows)),
-                "top_p_tokens": ids,
+                "top_p_tokens": list(torch.tensor(ids).split(sizes)),
                 "entropies": rows["entropy"].tolist(),
                 "full_entropies": full,
                 "cosines": rows["cosine"].fillna(1.0).tolist(),
             }
         )
-    torch.save(records, folder / results.MEASUREMENTS)
+    with open(folder / results.MEASUREMENTS, "wb") as stream:
+        record_files.write_records(stream, range(len(records)), records, {})
     (folder / results.RUN_INFO).write_text(json.dumps({"settings": {"top_p": top_p}}))
     write_parquet(folder, "variants.parquet", variants)
     if nulls is not None:
@@ -128,7 +129,10 @@ def write_run(
 
 
 def write_parquet(folder: Path, name: str, frame: pd.DataFrame) -> None:
-    """Writes a table beside the measurements as measuring does: short numbers, dictionaries, the fingerprint."""
+    """Writes a table beside the measurements as measuring does: short numbers, dictionaries, the fingerprint.
+
+    Of variants, each group of rows has one candidate set.
+    """
     columns = {}
     for column in frame:
         values = frame[column]
@@ -142,4 +146,8 @@ def write_parquet(folder: Path, name: str, frame: pd.DataFrame) -> None:
     layout = [frame[key].unique().tolist() for key in ("candidates", "geometry") if key in frame]
     metadata = {SOURCE: compute_fingerprint(folder / results.MEASUREMENTS)}
     metadata |= {b"nucleoscope.variants": json.dumps(layout).encode()}
-    parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), folder / name, write_page_checksum=True)
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    groups = [frame["candidates"] == each for each in layout[0]] if name == "variants.parquet" else []
+    with parquet.ParquetWriter(folder / name, table.schema, write_page_checksum=True) as writer:
+        for part in [table.filter(group.to_numpy()) for group in groups] or [table]:
+            writer.write_table(part)

@@ -77,7 +77,8 @@ def test_every_cosine_is_that_of_the_tokens_that_were_drawn(tmp_path, compared):
     model = tiny.create_model()
     frame, _, info = complete(tmp_path, model)
     directions = build_directions(model.get_input_embeddings().weight.detach())
-    assert info["tokens"] == sum(len(windows.offsets) - 1 for windows, _ in compared.calls) // 5
+    rows = sum(len(windows.offsets) - 1 for windows, _ in compared.calls)
+    assert rows == 4 * info["tokens"] + info["gaussian_states"]["states"]
     cosines = []
     for windows, found in compared.calls:
         for row, extents in enumerate(windows.extents.tolist()):
@@ -301,7 +302,8 @@ def test_the_median_k_of_gaussian_states_is_the_observed_one(tmp_path, kind, top
     chosen = frame[(frame["candidates"] == f"top_p_{top_p}") & (frame["geometry"] == "raw")]
     drawn = chosen[chosen["null"] == "gaussian_states"]
     observed = chosen[chosen["null"] == "random"]
-    assert len(drawn) == len(observed) == info["tokens"] == info["gaussian_states"]["states"]
+    assert len(observed) == info["tokens"]
+    assert len(drawn) == info["gaussian_states"]["states"] == -(-len(observed) // second_look.STATE_SHARE)
     assert drawn["k"].median() == pytest.approx(observed["k"].median(), rel=0.15, abs=1)
     assert (drawn["prompt"] == -1).all()
     assert list(drawn["step"]) == list(range(len(drawn)))

@@ -20,7 +20,7 @@ from nucleoscope import quantities
 from nucleoscope.book import site
 from nucleoscope.measure import generation, model_facts
 from nucleoscope.measure.encoding import Inputs
-from nucleoscope.stats import bootstrap, correlation, curve_statistics
+from nucleoscope.stats import bootstrap, correlation, curve_statistics, parallel
 from nucleoscope.store import results
 from nucleoscope.views import figures
 from synthetic import draw_full
@@ -99,7 +99,7 @@ def test_many_cores_take_no_more_processes_than_the_memory_is_for(monkeypatch):
     used = []
 
     class Pool:
-        def __init__(self, jobs, _):
+        def __init__(self, jobs, *_):
             used.append(jobs)
 
         def __enter__(self):
@@ -110,13 +110,13 @@ def test_many_cores_take_no_more_processes_than_the_memory_is_for(monkeypatch):
 
         map = staticmethod(map)
 
-    monkeypatch.setattr(bootstrap, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(bootstrap, "count_cores", lambda: 64)
-    for need in (0, bootstrap.MEMORY // 3 - bootstrap.PROCESS):
-        assert bootstrap.map_parallel(abs, range(-20, 0), None, need) == list(range(20, 0, -1))
-    bootstrap.map_parallel(abs, range(5), None, 10 * bootstrap.MEMORY)  # one: no pool at all
-    bootstrap.map_parallel(abs, range(20), 20, 10 * bootstrap.MEMORY)  # who asks for 20 gets 20
-    assert used == [bootstrap.MEMORY // bootstrap.PROCESS, 3, 20]
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(parallel, "count_cores", lambda: 64)
+    for need in (0, parallel.MEMORY // 3 - parallel.PROCESS):
+        assert parallel.map_parallel(abs, range(-20, 0), None, need) == list(range(20, 0, -1))
+    parallel.map_parallel(abs, range(5), None, 10 * parallel.MEMORY)  # one: no pool at all
+    parallel.map_parallel(abs, range(20), 20, 10 * parallel.MEMORY)  # who asks for 20 gets 20
+    assert used == [parallel.MEMORY // parallel.PROCESS, 3, 20]
 
 
 def test_a_page_carries_no_more_points_than_a_browser_likes(monkeypatch):

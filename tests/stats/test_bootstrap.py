@@ -1,7 +1,5 @@
 """`bootstrap`: a resample that is never spelled out equals the one that is, counted out token by token."""
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -297,30 +295,6 @@ def test_ranks_within_strata_are_those_of_the_spelled_out_table(sample, strata):
         u, v = np.concatenate(columns).T
         expected = u @ v / np.sqrt((u @ u) * (v @ v)) if u @ u > 0 and v @ v > 0 else np.nan
         np.testing.assert_allclose(matrix[0, 1], expected, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("jobs", [1, 2, None])
-def test_the_number_of_processes_does_not_matter(jobs):
-    assert bootstrap.map_parallel(math.sqrt, iter([4, 9, 16]), jobs) == [2, 3, 4]
-    assert bootstrap.map_parallel(math.sqrt, [], jobs) == []
-
-
-def test_an_error_in_another_process_is_raised_here():
-    with pytest.raises(ValueError, match=r"math domain|nonnegative"):
-        bootstrap.map_parallel(math.sqrt, [1, -1], 2)
-
-
-def test_systems_that_do_not_tell_which_cores_a_process_may_use_are_no_hindrance(monkeypatch):
-    monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    assert bootstrap.map_parallel(abs, [-1], None) == [1]
-    assert bootstrap.count_cores() >= 1
-
-
-@pytest.mark.parametrize(("given", "expected"), [("2", 2), ("64", 4), ("", 4), ("0", 4), ("2,1", 4)])
-def test_a_job_uses_only_the_cores_that_it_was_given(monkeypatch, given, expected):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert bootstrap.count_cores() == expected
 
 
 def test_a_resample_that_is_constant_is_undefined_without_the_data_beside_it():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nucleoscope.stats import bootstrap, candidate_tables, explained
+from nucleoscope.stats import bootstrap, candidate_tables, correlation, explained
 from nucleoscope.store import results
 from variant_files import CLASSES, draw_run, draw_vocabulary, write_parquet, write_run
 
@@ -105,6 +105,10 @@ def test_shares_of_the_covariance_add_up_and_are_those_of_its_definition(tables,
     assert row["tokens"] == chosen.sum()
 
 
+def climb_ladder(table, y, resamples):
+    return explained.climb_ladders(table, {"raw": y}, resamples)["raw"]
+
+
 def test_a_covariance_whose_sign_is_not_clear_has_no_shares():
     rng = np.random.default_rng(0)
     entropy, pairs = pd.Series(rng.normal(size=300)), rng.integers(0, 2, (300, 2))
@@ -114,23 +118,52 @@ def test_a_covariance_whose_sign_is_not_clear_has_no_shares():
     assert np.isnan([row["share of covariance"] for row in unclear]).all()
 
 
+@pytest.mark.parametrize("prompts", [1, 2, 12, 60])
+def test_the_interval_that_decides_is_that_of_the_coefficients(prompts):
+    table = draw_run(3, prompts, sets=("top_p_0.9",), geometries=("raw",))
+    table = table[table["k"] > 1]
+    expected = correlation.compute_coefficients(table, resamples=FEW).iloc[0][["Pearson low", "Pearson high"]]
+    found = explained._bound_pearson(table.rename(columns={"cosine": "raw"}), FEW, 0)
+    np.testing.assert_array_equal(found, expected.to_numpy(float))
+    constant = table.rename(columns={"cosine": "raw"}).assign(raw=0.1)
+    assert np.isnan(explained._bound_pearson(constant, FEW, 0)).all()
+
+
 def test_few_tokens_or_prompts_are_said_and_not_fitted():
     table = pd.DataFrame({name: np.zeros(250) for name in ("entropy", "log k", *explained.KIND)}).assign(prompt=0)
     y = np.random.default_rng(0).normal(size=250)
-    assert {row["note"] for row in explained.climb_ladder(table, y, FEW)} == {"fewer than 5 prompts"}
-    few = explained.climb_ladder(table[:50], y[:50], FEW)
+    assert {row["note"] for row in climb_ladder(table, y, FEW)} == {"fewer than 5 prompts"}
+    few = climb_ladder(table[:50], y[:50], FEW)
     assert {row["note"] for row in few} == {"fewer than 200 tokens with k > 1"}
-    constant = explained.climb_ladder(table.assign(prompt=np.arange(250)), np.ones(250), FEW)
+    constant = climb_ladder(table.assign(prompt=np.arange(250)), np.ones(250), FEW)
     assert {row["note"] for row in constant} == {"cosine is constant"}
+
+
+def test_cosines_are_predicted_at_once_as_each_would_be_alone():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({name: rng.normal(size=600) for name in ("entropy", "log k", *explained.KIND)})
+    table["prompt"] = np.arange(600) // 10
+    cosines = {"raw": table["log k"] + rng.normal(size=600), "centred": table["norm"] + rng.normal(0, 5, 600)}
+    cosines |= {"constant": np.ones(600), "some": np.where(table["prompt"] < 40, cosines["raw"], np.nan)}
+    cosines = {name: np.asarray(values) for name, values in cosines.items()}
+    found = explained.climb_ladders(table, cosines, FEW)
+    assert list(found) == list(cosines)
+    for name, values in cosines.items():
+        for row, alone in zip(found[name], climb_ladder(table, values, FEW), strict=True):
+            assert list(row) == list(alone)
+            for key, value in row.items():
+                assert value == (alone[key] if isinstance(value, str) else pytest.approx(alone[key], abs=1e-9))
+    assert {row["note"] for row in found["constant"]} == {"cosine is constant"}
+    assert {row["tokens"] for row in found["some"]} == {400}
 
 
 def test_predictors_that_are_constant_explain_nothing():
     table = pd.DataFrame({name: np.zeros(250) for name in ("entropy", "log k", *explained.KIND)})
     y = np.random.default_rng(0).normal(size=250)
-    rows = explained.climb_ladder(table.assign(prompt=np.arange(250) // 5), y, FEW)
+    rows = climb_ladder(table.assign(prompt=np.arange(250) // 5), y, FEW)
     assert all(row["R2"] == 0 for row in rows)
     assert {row["interval"] for row in rows} == {"percentile"}
-    few = explained.climb_ladder(table.assign(prompt=np.arange(250) // 25), y, FEW)
+    few = climb_ladder(table.assign(prompt=np.arange(250) // 25), y, FEW)
     assert {row["interval"] for row in few} == {"jackknife t"}
 
 
@@ -138,7 +171,7 @@ def test_of_many_tokens_whole_prompts_are_drawn_and_the_note_says_how_many(monke
     monkeypatch.setattr(explained, "MOST", 300)
     rng = np.random.default_rng(0)
     table = pd.DataFrame({name: rng.normal(size=1000) for name in ("entropy", "log k", *explained.KIND)})
-    rows = explained.climb_ladder(table.assign(prompt=np.arange(1000) // 20), rng.normal(size=1000), FEW)
+    rows = climb_ladder(table.assign(prompt=np.arange(1000) // 20), rng.normal(size=1000), FEW)
     assert {(row["tokens"], row["prompts"]) for row in rows} == {(300, 15)}
     assert {row["note"] for row in rows} == {"300 of 1,000 tokens"}
 
@@ -167,10 +200,10 @@ def test_one_token_of_a_rare_kind_does_not_outweigh_all_others():
     for name in explained.KIND:
         table[name] = rng.uniform(0, 1, n)
     y = 0.3 * table["digit"].to_numpy() - 0.1 * table["log k"].to_numpy() + rng.normal(0, 0.05, n)
-    usual = {row["predictors"]: row["R2"] for row in explained.climb_ladder(table, y, 10)}
+    usual = {row["predictors"]: row["R2"] for row in climb_ladder(table, y, 10)}
     rare = np.zeros(n)
     rare[[3, 5, 7]] = 1.0, 0.22, 0.6  # of three prompts: at 0.22, the part of a spline around 0.6 begins
-    found = {row["predictors"]: row["R2"] for row in explained.climb_ladder(table.assign(other_script=rare), y, 10)}
+    found = {row["predictors"]: row["R2"] for row in climb_ladder(table.assign(other_script=rare), y, 10)}
     assert usual["k + kind"] > 0.8
     for name in ("k + kind", "k + kind + entropy"):
         assert found[name] == pytest.approx(usual[name], abs=0.01)
@@ -190,7 +223,7 @@ def test_two_tokens_of_a_rare_kind_with_different_k_do_not_outweigh_all_others(s
     rare[[order[n // 2 + 1], order[-1]]] = 1
     y[order[n // 2 + 1]] += 0.3
     usual, found = (
-        {row["predictors"]: row["R2"] for row in explained.climb_ladder(each, y, 10)}
+        {row["predictors"]: row["R2"] for row in climb_ladder(each, y, 10)}
         for each in (table, table.assign(other_script=rare))
     )
     for name in ("k + kind", "k + kind + entropy"):

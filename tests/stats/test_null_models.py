@@ -140,3 +140,20 @@ def test_means_are_over_runs_with_the_same_values_of_a_setting(tmp_path):
         "mean over runs, top_p 0.9",
         *(f"{m}, a, top_p {p}" for m, p in (("m", 0.9), ("m", 0.95), ("n", 0.9))),
     ]
+
+
+def test_a_set_of_which_no_token_has_all_values_is_compared_with_nothing(tmp_path):
+    """It ended the analysis of all runs."""
+    table, nulls = draw_run(0), draw_nulls(draw_run(0))
+    folder = write_run(tmp_path / "entropies", table.assign(entropy=np.nan), nulls=nulls)
+    assert {each.null for each in null_models.compute_run(folder, "model", "data")} <= {
+        null_models.OBSERVED,
+        null_models.SAME_K,
+        null_models.GAUSSIAN,
+    }
+    odd = table["step"] % 2 == (table["geometry"] == "raw")
+    folder = write_run(tmp_path / "cosines", table.assign(cosine=table["cosine"].where(odd)), nulls=nulls)
+    assert all(
+        each.null in (null_models.OBSERVED, null_models.SAME_K, null_models.GAUSSIAN)
+        for each in null_models.compute_run(folder, "model", "data")
+    )

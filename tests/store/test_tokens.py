@@ -27,7 +27,7 @@ from test_results import (
 import tiny
 from messages import assert_one_line
 from nucleoscope import quantities
-from nucleoscope.stats import bootstrap, correlation, fits
+from nucleoscope.stats import correlation, fits, parallel
 from nucleoscope.store import results, tokens
 from nucleoscope.views import figures, panels
 from synthetic import write_accuracy_file, write_study_file
@@ -159,6 +159,25 @@ def test_one_number_of_a_large_file_decides_whether_tokens_are_its_own(tmp_path)
     records[300]["tokens"][1] += 1
     torch.save(records, path)
     assert tokens.compute_fingerprint(path) != before
+
+
+def test_the_fingerprint_of_a_file_that_has_not_changed_is_remembered(tmp_path, monkeypatch):
+    path, other = tmp_path / results.MEASUREMENTS, tmp_path / "other" / results.MEASUREMENTS
+    other.parent.mkdir()
+    torch.save([torch.arange(3)], path)
+    torch.save([torch.arange(3) + 1], other)
+    assert path.stat().st_size == other.stat().st_size
+    opened = []
+    monkeypatch.setattr(
+        zipfile, "ZipFile", lambda file, original=zipfile.ZipFile: (opened.append(1), original(file))[1]
+    )
+    just_written = tokens.compute_fingerprint(path), tokens.compute_fingerprint(path)
+    assert len(opened) == 2  # it may still change without another time stamp
+    monkeypatch.setattr(tokens, "SETTLED", -1)
+    assert {*just_written, tokens.compute_fingerprint(path), tokens.compute_fingerprint(path)} == {just_written[0]}
+    assert len(opened) == 3
+    os.replace(other, path)
+    assert tokens.compute_fingerprint(path) != just_written[0]
 
 
 def test_a_copied_folder_keeps_its_tokens(folder, monkeypatch):
@@ -462,7 +481,7 @@ def test_stored_tables_give_the_same_statistics_and_figures_as_tables_in_memory(
 
 
 def test_stored_tables_are_read_by_other_processes(stored):
-    found = bootstrap.map_parallel(results.count_tokens, [results.select(stored, [key]) for key in stored], jobs=2)
+    found = parallel.map_parallel(results.count_tokens, [results.select(stored, [key]) for key in stored], jobs=2)
     assert found == [600] * 3
 
 

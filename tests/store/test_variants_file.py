@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
@@ -125,11 +126,52 @@ def test_some_columns_sets_and_geometries_are_read(tmp_path):
     assert len(few) == len(expected) / 2
 
 
-def test_a_group_of_rows_has_one_candidate_set_so_that_others_are_not_read(tmp_path):
+def test_a_group_of_rows_has_one_candidate_set_so_that_others_are_not_read(tmp_path, monkeypatch):
     finish(tmp_path)
     file = parquet.ParquetFile(tmp_path / VARIANTS)
     sets = [set(file.read_row_group(n, ["candidates"])["candidates"].to_pylist()) for n in range(file.num_row_groups)]
     assert sets == [{name} for name in LAYOUT.candidates]
+    read = []
+
+    class File(parquet.ParquetFile):
+        def read_row_group(self, group, columns):
+            read.append((group, tuple(columns)))
+            return super().read_row_group(group, columns)
+
+    monkeypatch.setattr(parquet, "ParquetFile", File)
+    load(tmp_path, ["k"], candidates=LAYOUT.candidates[1])
+    assert read == [(0, ("candidates",)), (1, ("candidates",)), (1, ("k", "candidates")), (2, ("candidates",))]
+
+
+def test_sets_are_found_in_any_groups_of_rows(tmp_path):
+    finish(tmp_path)
+    table, expected = parquet.read_table(tmp_path / VARIANTS), load(tmp_path, candidates=LAYOUT.candidates[1])
+    parquet.write_table(table, tmp_path / VARIANTS, write_statistics=False, row_group_size=7)
+    assert_equal(load(tmp_path, candidates=LAYOUT.candidates[1]), expected)
+
+
+@pytest.mark.parametrize("name", ["candidates", "geometry"])
+@pytest.mark.parametrize("value", [1, True, [1], "dictionary"])
+def test_names_of_another_type_are_damage(tmp_path, name, value):
+    finish(tmp_path)
+    table = parquet.read_table(tmp_path / VARIANTS)
+    values = pa.array([1 if value == "dictionary" else value] * len(table))
+    values = values.dictionary_encode() if value == "dictionary" else values
+    table = table.set_column(table.schema.names.index(name), name, values)
+    parquet.write_table(table, tmp_path / VARIANTS)
+    for chosen in ({}, {"candidates": LAYOUT.candidates[0]}, {"geometry": LAYOUT.geometry[0]}):
+        with pytest.raises(ValueError, match="is damaged") as caught:
+            load(tmp_path, **chosen)
+        assert_one_line(str(caught.value))
+
+
+def test_a_column_that_is_missing_or_there_twice_is_damage(tmp_path):
+    finish(tmp_path)
+    table = parquet.read_table(tmp_path / VARIANTS)
+    for changed in (table.drop_columns("k"), table.append_column("k", table["step"])):
+        parquet.write_table(changed, tmp_path / VARIANTS)
+        with pytest.raises(ValueError, match="columns k"):
+            load(tmp_path, ["step", "k"])
 
 
 def test_a_run_without_tokens_has_an_empty_table(tmp_path):

@@ -831,7 +831,7 @@ def test_analyses_that_failed_are_made_again_and_older_ones_stay_until_then(tmp_
         write_run(Path(folder), entry)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/sitecustomize.py").write_text(
-        "from nucleoscope.stats import bootstrap\nbootstrap.map_parallel = None\n"
+        "from nucleoscope.stats import parallel\nparallel.map_parallel = None\n"
     )
     broken = os.pathsep.join(filter(None, [str(tmp_path / "broken"), os.environ.get("PYTHONPATH")]))
     analyses = tmp_path / "results" / results.ANALYSES

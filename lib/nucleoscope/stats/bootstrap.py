@@ -1,11 +1,10 @@
 """The bootstrap and the jackknife over prompts, and the bins of a scatter plot.
 
-Contract: arrays of tokens, each with the number of its prompt; no tables, no files. `map_parallel` distributes
-such work over processes. The tokens of one prompt depend on each other, so a resample draws whole
-prompts with replacement (the cluster bootstrap: Davison and Hinkley, "Bootstrap Methods and their
-Application", 1997, section 3.8). Percentiles of resamples are too close together if there are few prompts: with fewer
-than `LEAST_PROMPTS`, each prompt is left out once instead, and the interval is that of Student's t
-(`compute_jackknife_interval`); scripts/coverage.py shows how often each kind covers the truth.
+Contract: arrays of tokens, each with the number of its prompt; no tables, no files. The tokens of one prompt depend on
+each other, so a resample draws whole prompts with replacement (the cluster bootstrap: Davison and Hinkley, "Bootstrap
+Methods and their Application", 1997, section 3.8). Percentiles of resamples are too close together if there are few
+prompts: with fewer than `LEAST_PROMPTS`, each prompt is left out once instead, and the interval is that of Student's t
+(`compute_jackknife_interval`); scripts/interval_coverage.py shows how often each kind covers the truth.
 
 scipy.stats and statsmodels have no bootstrap of clusters, and their bootstraps copy every resample. These few lines are
 therefore ours: 2,000 resamples of 10,000 tokens take a second.
@@ -15,11 +14,7 @@ and every statistic here takes such counts as weights: values are sorted once, a
 a resample follow from the running sum of its counts. The cost of a resample is linear in the tokens.
 """
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import stdtrit
@@ -34,8 +29,6 @@ BINS = 50  # the published study's
 WIDTH, TOKENS = "equal width", "equal tokens"  # what bins have in common
 BLOCK = 1 << 14  # numbers per column in memory at once: as many as fit in the cache
 COUNTS = 1 << 21  # counts processed at once if no column of tokens is involved: 16 MB
-MEMORY = 1 << 30  # bytes that all processes of `map_parallel` may take together
-PROCESS = 160 << 20  # bytes of a process that has imported what the statistics need
 
 
 def draw_counts(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -115,31 +108,6 @@ def split_chunks(counts: np.ndarray) -> Iterator[np.ndarray]:
 def is_constant(values: np.ndarray) -> bool:
     """Whether values differ by no more than rounding."""
     return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
-
-
-def map_parallel(function: Callable, items: Iterable[Any], jobs: int | None = 1, need: int = 0) -> list:
-    """[function(item) ...], in ``jobs`` processes at once.
-
-    None means one per core, but no more than fit into `MEMORY` if an item takes ``need`` bytes.
-    Processes are spawned, not forked: a fork of a process whose threads hold locks can hang. Items are
-    sent to them, so they should be small.
-    """
-    items = list(items)
-    jobs = min(jobs or min(count_cores(), max(1, MEMORY // (PROCESS + need))), len(items))
-    if jobs < 2:
-        return [function(item) for item in items]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(function, items))
-
-
-def count_cores() -> int:
-    """The number of cores that this process may use; on some systems, the number of all cores.
-
-    OMP_NUM_THREADS reduces it, as it does for torch and numpy: Snakemake sets it to the cores of a job.
-    """
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(available, int(wanted)) if wanted.isdecimal() and int(wanted) else available
 
 
 class Ranks:
@@ -276,16 +244,14 @@ class Bins:
 
     def _compute_medians(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         running = np.zeros((len(counts), len(self.y) + 1), dtype=np.int64)
-        np.cumsum(counts[:, self.prompt], axis=1, out=running[:, 1:])
+        np.cumsum(counts.take(self.prompt, axis=1), axis=1, out=running[:, 1:])
         starts, sizes = running[:, self.ends[:-1]], np.diff(running[:, self.ends], axis=1)
-        # Rows with increasing offsets form one increasing sequence, so one search finds all medians.
-        offset = np.arange(len(counts))[:, None] * (int(running.max()) + 1)
-        flat = (running[:, 1:] + offset).ravel()
-        middles = []
-        for target in (starts + np.maximum(sizes - 1, 0) // 2, starts + sizes // 2):
-            found = np.searchsorted(flat, target + offset, side="right") - np.arange(len(counts))[:, None] * len(self.y)
-            middles.append(self.y[np.clip(found, 0, len(self.y) - 1)])
-        return sizes, np.where(sizes > 0, (middles[0] + middles[1]) / 2, np.nan)
+        targets = np.stack([starts + np.maximum(sizes - 1, 0) // 2, starts + sizes // 2], axis=1)  # (B, 2, bins)
+        found = np.stack(
+            [row.searchsorted(own, side="right") for row, own in zip(running[:, 1:], targets, strict=True)]
+        )
+        middles = self.y.take(found, mode="clip")
+        return sizes, np.where(sizes > 0, (middles[:, 0] + middles[:, 1]) / 2, np.nan)
 
     def compute_means(self, counts: np.ndarray) -> np.ndarray:
         """(B, prompts) counts -> means (B, bins)."""

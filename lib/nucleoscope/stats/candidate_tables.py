@@ -46,7 +46,7 @@ def load_set(folder: Path, candidates: str) -> CandidateTable | None:
     the other geometries.
     """
     columns = ["prompt", "step", "candidates", "geometry", "k", "entropy", "cosine"]
-    if candidates not in list_sets(folder):
+    if candidates not in variants.read_layout(folder).candidates:
         return None
     frame = variants.load(folder, columns=columns, candidates=candidates)
     codes, names = pd.factorize(frame["geometry"])

@@ -24,7 +24,7 @@ import pandas as pd
 from scipy.special import betaln, stdtr  # not scipy.stats, which takes half a second to import
 
 from nucleoscope.settings import Settings
-from nucleoscope.stats import bootstrap
+from nucleoscope.stats import bootstrap, parallel
 from nucleoscope.store.results import count_tokens, select, select_choices
 from nucleoscope.store.run_names import order_run
 from nucleoscope.store.run_settings import find_heads, list_run_columns
@@ -70,7 +70,7 @@ def compute_statistics(
     need = NEED * max(map(count_tokens, parts), default=0)
     measured = partial(_compute_coefficients, pairs=tuple(pairs), resamples=resamples, seed=seed)
     heads = find_heads(tables)
-    for key, found in zip(keys, bootstrap.map_parallel(measured, parts, jobs, need), strict=True):
+    for key, found in zip(keys, parallel.map_parallel(measured, parts, jobs, need), strict=True):
         row: dict[str, Any] = {**heads[key], **found.iloc[0]}
         for (x, y), values in list(found.iterrows())[1:]:
             name = y if x == "entropy" else x

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nucleoscope.stats import bootstrap, candidate_tables, correlation
+from nucleoscope.stats import bootstrap, candidate_tables, parallel
 from nucleoscope.stats.candidate_tables import Runs
 from nucleoscope.stats.specification import NEGATIVE, POSITIVE, classify
 from nucleoscope.store import results, vocabulary
@@ -63,7 +63,7 @@ def compute_explained(
     is described in `split_covariance`.
     """
     items = sorted(runs.items(), key=lambda item: order_run(item[0]))
-    done = bootstrap.map_parallel(partial(_compute_item, resamples=resamples, seed=seed), items, jobs)
+    done = parallel.map_parallel(partial(_compute_item, resamples=resamples, seed=seed), items, jobs)
     heads = find_heads(runs)
     ladders = [heads[key] | row for (key, _), (rows, _) in zip(items, done, strict=True) for row in rows]
     shares = [heads[key] | row for (key, _), (_, rows) in zip(items, done, strict=True) for row in rows]
@@ -91,15 +91,31 @@ def _compute_item(
     except (OSError, ValueError) as error:
         note = {"predictors": next(iter(LADDER)), "note": str(error)}
         return [{"geometry": GEOMETRIES[0], "interval": ""} | note], []
-    rows = []
-    for geometry in GEOMETRIES:
-        if geometry in table:
-            found = climb_ladder(table, table[geometry].to_numpy(np.float64), resamples, seed)
-            rows += [{"geometry": geometry} | row for row in found]
-    measured = table.rename(columns={"raw": "cosine"})
-    shown = correlation.compute_coefficients(measured, resamples=resamples, seed=seed).iloc[0]
-    clear = classify(shown["Pearson low"], shown["Pearson high"]) in (NEGATIVE, POSITIVE)
+    cosines = {name: table[name].to_numpy(np.float64) for name in GEOMETRIES if name in table}
+    rows = [
+        {"geometry": name} | row
+        for name, found in climb_ladders(table, cosines, resamples, seed).items()
+        for row in found
+    ]
+    clear = classify(*_bound_pearson(table, resamples, seed)) in (NEGATIVE, POSITIVE)
     return rows, split_covariance(table["entropy"], table["raw"], pairs, clear)
+
+
+def _bound_pearson(table: pd.DataFrame, resamples: int, seed: int) -> tuple[float, float]:
+    """The interval of Pearson's coefficient of entropy and raw cosine, as in `correlation.compute_coefficients`.
+
+    That would compute all its other coefficients too, which takes ten times as long.
+    """
+    prompt, labels = pd.factorize(table["prompt"])
+    values = table[["entropy", "raw"]].to_numpy(np.float64)
+    if len(values) < 3 or len(labels) < 2 or any(map(bootstrap.is_constant, values.T)):
+        return np.nan, np.nan
+    kind, counts = _draw_counts(len(labels), resamples, seed)
+    r = bootstrap.compute_pearson(values, prompt, counts)[:, 0, 1]
+    if kind == bootstrap.JACKKNIFE:
+        return bootstrap.compute_jackknife_interval(r[0], r[1:])
+    low, high = bootstrap.compute_interval(r[1:])
+    return float(low), float(high)
 
 
 def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -160,35 +176,63 @@ def _iterate_candidates(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]
             yield np.array(list(map(len, steps))), np.concatenate(steps).astype(np.int64)
 
 
-def climb_ladder(
-    table: pd.DataFrame, y: np.ndarray, resamples: int = bootstrap.RESAMPLES, seed: int = 0
-) -> list[dict[str, Any]]:
-    """A row for each predictor of the `LADDER`, from the columns of `collect_features` and a cosine y (n,)."""
+def climb_ladders(
+    table: pd.DataFrame, cosines: dict[str, np.ndarray], resamples: int = bootstrap.RESAMPLES, seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """A row for each predictor of the `LADDER`, from the columns of `collect_features`, for each of some cosines (n,).
+
+    Those that the same tokens have are predicted at once, which takes as long as one.
+    """
+    groups: dict[bytes, list[str]] = {}
+    for name, values in cosines.items():
+        groups.setdefault(np.isfinite(values).tobytes(), []).append(name)
+    found = {}
+    for names in groups.values():
+        columns = np.column_stack([cosines[name] for name in names])
+        found |= dict(zip(names, _climb(table, columns, resamples, seed), strict=True))
+    return {name: found[name] for name in cosines}
+
+
+def _climb(table: pd.DataFrame, y: np.ndarray, resamples: int, seed: int) -> list[list[dict[str, Any]]]:
+    """The rows of each column of y (n, g), in which the same tokens are finite."""
     table, y, note = _choose_tokens(table, y, seed)
     prompt, labels = pd.factorize(table["prompt"])
     base = {"tokens": len(y), "prompts": len(labels), "interval": "", "note": note}
-    why = _find_shortage(y, len(labels))
-    if why:
-        return [base | {"predictors": name, "note": why} for name in LADDER]
+    shortages = [_find_shortage(column, len(labels)) for column in y.T]
+    if all(shortages):
+        return [[base | {"predictors": name, "note": why} for name in LADDER] for why in shortages]
     errors = {name: _predict_held_out(table[list(columns)], y, prompt) for name, (columns, _) in LADDER.items()}
-    residuals = {name: np.bincount(prompt, (y - predicted) ** 2) for name, (predicted, _) in errors.items()}
-    spread = np.bincount(prompt, (y - next(iter(errors.values()))[1]) ** 2)
-    kind = bootstrap.choose_interval(len(labels))
+    kind, counts = _draw_counts(len(labels), resamples, seed)
+    found = []
+    for place, why in enumerate(shortages):
+        if why:
+            found.append([base | {"predictors": name, "note": why} for name in LADDER])
+            continue
+        own, means = y[:, place], next(iter(errors.values()))[1][:, place]
+        residuals = {name: np.bincount(prompt, (own - part[:, place]) ** 2) for name, (part, _) in errors.items()}
+        spread = np.bincount(prompt, (own - means) ** 2)
+        explained = {name: 1 - counts @ sums / (counts @ spread) for name, sums in residuals.items()}
+        rows = []
+        for name, (_, without) in LADDER.items():
+            row = base | {"predictors": name, "interval": kind} | _bound("R2", explained[name], kind)
+            rows.append(row | (_bound("added", explained[name] - explained[without], kind) if without else {}))
+        found.append(rows)
+    return found
+
+
+def _draw_counts(prompts: int, resamples: int, seed: int) -> tuple[str, np.ndarray]:
+    """The kind of interval for this number of prompts, and the counts: of the data, then those that it is based on."""
+    kind = bootstrap.choose_interval(prompts)
     if kind == bootstrap.JACKKNIFE:
-        counts = bootstrap.leave_out_groups(len(labels))
+        counts = bootstrap.leave_out_groups(prompts)
     else:
-        counts = bootstrap.draw_counts(len(labels), resamples, seed)
-    counts = np.concatenate([np.ones((1, len(labels)), np.int32), counts])
-    rows, explained = [], {name: 1 - counts @ sums / (counts @ spread) for name, sums in residuals.items()}
-    for name, (_, without) in LADDER.items():
-        row = base | {"predictors": name, "interval": kind} | _bound("R2", explained[name], kind)
-        rows.append(row | (_bound("added", explained[name] - explained[without], kind) if without else {}))
-    return rows
+        counts = bootstrap.draw_counts(prompts, resamples, seed)
+    return kind, np.concatenate([np.ones((1, prompts), np.int32), counts])
 
 
 def _choose_tokens(table: pd.DataFrame, y: np.ndarray, seed: int) -> tuple[pd.DataFrame, np.ndarray, str]:
     """At most about `MOST` tokens, of whole prompts drawn at random, and a note if they are not all."""
-    finite = np.isfinite(y)
+    finite = np.isfinite(y[:, 0])
     table, y = table[finite].reset_index(drop=True), y[finite]
     if len(y) <= MOST:
         return table, y, ""
@@ -211,16 +255,20 @@ def _find_shortage(y: np.ndarray, prompts: int) -> str:
 
 
 def _predict_held_out(columns: pd.DataFrame, y: np.ndarray, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions (n,) for each token from the prompts of other folds, and the mean of these folds' tokens (n,)."""
+    """Predictions (n, g) for each token from the prompts of other folds, and the means of these folds' tokens (n, g).
+
+    The parameter of ridge regression is chosen for each of the columns of y (n, g).
+    """
     from sklearn.linear_model import RidgeCV  # a second to import
     from sklearn.model_selection import GroupKFold
 
-    predicted, mean = np.empty(len(y)), np.empty(len(y))
+    predicted, mean = np.empty(y.shape), np.empty(y.shape)
     for seen, held_out in GroupKFold(FOLDS).split(columns, y, prompt):
         x = _expand(columns.iloc[seen], columns.iloc[held_out])
-        mean[held_out] = predicted[held_out] = y[seen].mean()
+        mean[held_out] = predicted[held_out] = y[seen].mean(axis=0)
         if x[0].shape[1]:
-            predicted[held_out] = RidgeCV(PENALTIES).fit(x[0], y[seen]).predict(x[1])
+            found = RidgeCV(PENALTIES, alpha_per_target=True).fit(x[0], y[seen]).predict(x[1])
+            predicted[held_out] = found.reshape(mean[held_out].shape)  # of one column, it is a vector
     return predicted, mean
 
 

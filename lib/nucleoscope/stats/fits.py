@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from nucleoscope.stats import bootstrap, curves, random_effects
+from nucleoscope.stats import bootstrap, curves, parallel, random_effects
 from nucleoscope.stats.curve_statistics import (
     FOLDS,
     Sample,
@@ -70,7 +70,7 @@ def fit_all(
     sizes = list(map(count_tokens, parts))
     order = sorted(range(len(parts)), key=lambda i: -sizes[i])  # long ones first, to keep the cores busy
     work = partial(_fit_group, x=x, y=y, resamples=resamples, seed=seed)
-    done = bootstrap.map_parallel(work, [parts[i] for i in order], jobs, NEED * max(sizes, default=0))
+    done = parallel.map_parallel(work, [parts[i] for i in order], jobs, NEED * max(sizes, default=0))
     parts = [part for _, part in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
     for (head, _), part in zip(groups, parts, strict=True):
         for place, (name, value) in enumerate(head.items()):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nucleoscope.stats import bootstrap, candidate_tables, replicates
+from nucleoscope.stats import candidate_tables, parallel, replicates
 from nucleoscope.stats.candidate_tables import Runs
 from nucleoscope.stats.replicates import Estimate
 from nucleoscope.store import nulls, results
@@ -61,7 +61,7 @@ def compute_null_statistics(runs: Runs, jobs: int | None = 1) -> pd.DataFrame:
     setting has several values for one model on one data set, there is such a mean for each of its values.
     """
     items = sorted(runs.items(), key=lambda item: order_run(item[0]))
-    done = bootstrap.map_parallel(_compute_item, items, jobs, estimate_need(runs))
+    done = parallel.map_parallel(_compute_item, items, jobs, estimate_need(runs))
     heads, by_key = find_heads(runs), {key: found for (key, _), found in zip(items, done, strict=True)}
     rows = [_build_row(heads[key], 1, each) for key, found in by_key.items() for each in found]
     for keys in group_comparable({key: heads[key] for key in by_key}):
@@ -101,24 +101,28 @@ def compute_run(folder: Path, model: str, dataset: str) -> list[NullEstimates]:
         stored = pd.DataFrame(columns=STORED)
     names = [name for name, each in SETS_BY_NAME.items() if each.rule == "top_p"]
     names += [str(name) for name in stored["candidates"].unique() if name not in names]
+    stored = stored[(stored["k"] > 1) & np.isfinite(stored[["entropy", "cosine"]].astype(float)).all(axis=1)]
+    parts = dict(iter(stored.groupby(["candidates", "geometry", "null"], observed=True)))
     kind, found = ("prompts of", dataset), []
     for name in names:
         table = candidate_tables.load_set(folder, name)
         if table is not None and table.geometries:
-            found += _compare_same_k(name, table, kind)
-            for geometry in table.geometries:
-                rows = stored[(stored["candidates"] == name) & (stored["geometry"] == geometry)]
-                found += _compare_stored(name, geometry, rows, table, (kind, (model, dataset)))
+            observed, exchanged = compute_coefficients(table.entropy, table.cosines, table.k, table.prompt, kind)
+            found += _list_same_k(name, table, observed, exchanged)
+            for geometry, own in zip(table.geometries, observed, strict=True):
+                rows = {null: parts[name, geometry, null] for null in NULLS[1:] if (name, geometry, null) in parts}
+                found += _compare_stored(name, geometry, rows, table, own, (kind, (model, dataset)))
     return found
 
 
-def _compare_same_k(candidates: str, table: candidate_tables.CandidateTable, kind: tuple) -> list[NullEstimates]:
-    observed, exchanged = compute_coefficients(table.entropy, table.cosines, table.k, table.prompt, kind)
-    n = len(table.k)
-    parts = []
-    for place, geometry in enumerate(table.geometries):
-        parts.append(NullEstimates(candidates, geometry, OBSERVED, n, 0, observed[place], observed[place]))
-        parts.append(NullEstimates(candidates, geometry, SAME_K, n, 0, exchanged[place], observed[place]))
+def _list_same_k(
+    candidates: str, table: candidate_tables.CandidateTable, observed: list[dict], exchanged: list[dict]
+) -> list[NullEstimates]:
+    """The measurements, and `SAME_K`, in each geometry."""
+    n, parts = len(table.k), []
+    for geometry, own, other in zip(table.geometries, observed, exchanged, strict=True):
+        parts.append(NullEstimates(candidates, geometry, OBSERVED, n, 0, own, own))
+        parts.append(NullEstimates(candidates, geometry, SAME_K, n, 0, other, own))
     return parts
 
 
@@ -144,34 +148,50 @@ def compute_coefficients(
 
 
 def _compare_stored(
-    candidates: str, geometry: str, rows: pd.DataFrame, table: candidate_tables.CandidateTable, kinds: tuple
+    candidates: str,
+    geometry: str,
+    rows: dict[str, pd.DataFrame],
+    table: candidate_tables.CandidateTable,
+    observed: dict[str, Estimate],
+    kinds: tuple,
 ) -> list[NullEstimates]:
-    """The null models of nulls.parquet in one variant; rows of tokens without a pair are left out."""
+    """The null models of nulls.parquet in one variant, from their rows and what was ``observed`` of all tokens."""
+    found: dict[str, NullEstimates] = {}
+    drawn = _compute_drawn(rows[GAUSSIAN], (GAUSSIAN, *kinds[1])) if GAUSSIAN in rows else {}
+    if drawn:
+        found[GAUSSIAN] = NullEstimates(candidates, geometry, GAUSSIAN, len(rows[GAUSSIAN]), 1, drawn, observed)
+    # those that were measured on the same tokens are compared at once
+    groups: dict[bytes, tuple[np.ndarray, dict[str, np.ndarray]]] = {}
+    for null, part in rows.items():
+        if null != GAUSSIAN:
+            places, cosines = _align(part, table)
+            groups.setdefault(places.tobytes(), (places, {}))[1][null] = cosines
     cosine = table.cosines[:, table.geometries.index(geometry)]
-    measured = pd.DataFrame(
-        {"prompt": table.prompt, "step": table.step, "k": table.k, "entropy": table.entropy, OBSERVED: cosine}
-    )
-    found = []
-    for null in NULLS[1:]:
-        part = rows[(rows["null"] == null) & (rows["k"] > 1)]
-        part = part[np.isfinite(part[["entropy", "cosine"]].astype(float)).all(axis=1)]
-        if null == GAUSSIAN:
-            each = _compute_drawn(part, (null, *kinds[1]))
-            if each:
-                observed, _ = compute_coefficients(table.entropy, cosine[:, None], table.k, table.prompt, kinds[0])
-                found.append(NullEstimates(candidates, geometry, null, len(part), 1, each, observed[0]))
+    for places, nulls_of in groups.values():
+        if len(places) < replicates.FEWEST:
             continue
-        wide = part.pivot_table(index=["prompt", "step"], columns="draw", values="cosine").dropna().reset_index()
-        both = measured.merge(wide, on=["prompt", "step"])
-        if len(both) < replicates.FEWEST:
-            continue
-        draws = [name for name in wide if name not in ("prompt", "step")]
-        values = both[[OBSERVED, *draws]].to_numpy(np.float64)
-        k, prompt = both["k"].to_numpy(), both["prompt"].to_numpy()
-        estimates, _ = compute_coefficients(both["entropy"].to_numpy(), values, k, prompt, kinds[0])
-        mean = {name: replicates.compute_mean([each[name] for each in estimates[1:]]) for name in STATISTICS}
-        found.append(NullEstimates(candidates, geometry, null, len(both), len(draws), mean, estimates[0]))
-    return found
+        values = np.column_stack([cosine[places], *nulls_of.values()])
+        x, k, prompt = table.entropy[places], table.k[places], table.prompt[places]
+        own, *estimates = compute_coefficients(x, values, k, prompt, kinds[0])[0]
+        for null, cosines in nulls_of.items():
+            draws, estimates = estimates[: cosines.shape[1]], estimates[cosines.shape[1] :]
+            mean = {name: replicates.compute_mean([each[name] for each in draws]) for name in STATISTICS}
+            found[null] = NullEstimates(candidates, geometry, null, len(places), len(draws), mean, own)
+    return [found[null] for null in NULLS if null in found]
+
+
+def _align(part: pd.DataFrame, table: candidate_tables.CandidateTable) -> tuple[np.ndarray, np.ndarray]:
+    """The places (m,) in the table of tokens that have rows of all draws, and their cosines (m, draws)."""
+    prompt, step, draw = (part[name].to_numpy(np.int64) for name in ("prompt", "step", "draw"))
+    width = 1 + max(step.max(initial=0), table.step.max(initial=0))
+    keys, wanted = table.prompt * width + table.step, prompt * width + step  # the table's tokens are in this order
+    known = np.isin(wanted, keys)
+    draws, column = np.unique(draw, return_inverse=True)
+    cosines = np.full((len(keys), len(draws)), np.nan)
+    place = np.searchsorted(keys, wanted[known])
+    cosines[place, column[known]] = part["cosine"].to_numpy(np.float64)[known]
+    places = np.flatnonzero(np.isfinite(cosines).all(axis=1))
+    return places, cosines[places]
 
 
 def _compute_drawn(part: pd.DataFrame, kind: tuple) -> dict[str, Estimate]:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nucleoscope.stats import bootstrap, candidate_tables, null_models, replicates
+from nucleoscope.stats import bootstrap, candidate_tables, null_models, parallel, replicates
 from nucleoscope.stats.candidate_tables import CandidateTable, Runs
 from nucleoscope.stats.null_models import POOLED, SAME_K
 from nucleoscope.stats.replicates import Estimate
@@ -81,7 +81,7 @@ def compute_specifications(
     """
     items = sorted(runs.items(), key=lambda item: order_run(item[0]))
     work = partial(_compute_item, seed=seed, tables=tables)
-    done = bootstrap.map_parallel(work, items, jobs, null_models.estimate_need(runs))
+    done = parallel.map_parallel(work, items, jobs, null_models.estimate_need(runs))
     rows, tests, parts, heads = [], [], {}, find_heads(runs)
     for (key, _), found in zip(items, done, strict=True):
         estimates = _create_estimates(found, ("prompts of", key[1]))
@@ -189,7 +189,7 @@ class _Exchange:
 
     def __init__(self, table: CandidateTable, stratum: np.ndarray, full: np.ndarray | None):
         self.place, self.tokens = table.place, table.tokens
-        self.stratum = stratum.astype(np.uint16 if stratum.max() < 2**16 else np.uint32)
+        self.stratum = stratum.astype(np.min_scalar_type(stratum.max()))
         self.sorted = np.argsort(self.stratum, kind="stable")
         ranks = [pd.Series(column).rank().to_numpy() for column in (table.entropy, *table.cosines.T)]
         self.x = {"Pearson": _standardise(table.entropy), "Spearman": _standardise(ranks[0])}
@@ -219,9 +219,8 @@ class _Exchange:
 
     def _compute(self, taken: np.ndarray, statistic: str) -> np.ndarray:
         if statistic in self.labels:
-            labels = self.labels[statistic]
-            return np.array([labels.compute(taken[order]) for order in self.order])
-        return self.x[statistic][taken] @ self.y[statistic]
+            return self.labels[statistic].compute(taken, self.order)
+        return self.x[statistic].take(taken) @ self.y[statistic]
 
 
 class _Labels:
@@ -233,7 +232,7 @@ class _Labels:
 
     def __init__(self, x: np.ndarray, label: np.ndarray, by_prompt: bool):
         _, number, sizes = np.unique(label, return_inverse=True, return_counts=True)
-        self.number = number.astype(np.uint16 if len(sizes) <= 2**16 else np.uint32)
+        self.number = number.astype(np.min_scalar_type(len(sizes)))
         ranks = pd.Series(x).groupby(number).rank().to_numpy() - (sizes[number] + 1) / 2
         own = np.bincount(number, ranks**2, len(sizes))
         other = sizes * (sizes.astype(np.float64) ** 2 - 1) / 12  # the squares of ranks 1 ... n without ties
@@ -246,9 +245,14 @@ class _Labels:
             self.weights = ranks / (sizes[number] + 1.0) ** 2 / (total or np.inf)
         self.ranks = np.arange(len(x)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of tokens sorted by label
 
-    def compute(self, taken: np.ndarray) -> float:
-        """``taken`` (n,): the token whose entropy and label go with the lowest cosine, the second lowest, ..."""
-        return float(self.weights[taken[np.argsort(self.number[taken], kind="stable")]] @ self.ranks)
+    def compute(self, taken: np.ndarray, orders: Sequence[np.ndarray]) -> np.ndarray:
+        """The coefficient for each of some ``orders`` (n,): the place of the lowest cosine, the second lowest, ...
+
+        ``taken`` (n,) has the token whose entropy and label go with the cosine at each place.
+        """
+        number, weights = self.number.take(taken), self.weights.take(taken)
+        sorted_places = (order.take(number.take(order).argsort(kind="stable")) for order in orders)
+        return np.array([weights.take(places) @ self.ranks for places in sorted_places])
 
 
 def _standardise(values: np.ndarray) -> np.ndarray:

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import textwrap
+import time
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from nucleoscope import quantities
 from nucleoscope.atomic import write_atomically
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 TOKENS = "tokens.parquet"
 TEXT = "text"  # the column of the tokens' texts
+SETTLED = 2 * 10**9  # ns since the last change of a file, after which another change has another time stamp
+MOST_REMEMBERED = 256
+_REMEMBERED: dict[tuple[int, ...], str] = {}  # hashes of files, by what changes with the file
 LARGEST = 1e75  # of a quantity: the fourth power of a value is a number too, so that no mean or variance overflows
 ROWS = 2**16  # of a group in tokens.parquet, and in memory, before the next one is begun
 SOURCE = b"nucleoscope.measurements"  # the metadata key for the fingerprint of the measurements
@@ -300,18 +304,28 @@ def compute_fingerprint(path: Path) -> bytes:
     """Identifies a measurements file: its name, its size, and a hash of the checksums of its parts.
 
     A file of torch.save is a zip archive, which lists these checksums; of any other file, all is hashed. Unlike
-    a time stamp, a fingerprint is still valid after the folder was copied.
+    a time stamp, a fingerprint is still valid after the folder was copied. An analysis asks for it once per candidate
+    set, and the list may have ten thousand parts, so the hash of a file that has not changed is remembered.
     """
     with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        try:
-            with zipfile.ZipFile(stream) as archive:
-                parts = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
-            digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        except (zipfile.BadZipFile, NotImplementedError):
-            stream.seek(0)
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return f"{path.name} {size} {digest}".encode()
+        state = os.fstat(stream.fileno())
+        key = state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+        digest = _REMEMBERED.get(key) or _hash_checksums(stream)
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > SETTLED:
+        if len(_REMEMBERED) >= MOST_REMEMBERED:
+            _REMEMBERED.clear()
+        _REMEMBERED[key] = digest
+    return f"{path.name} {state.st_size} {digest}".encode()
+
+
+def _hash_checksums(stream: IO[bytes]) -> str:
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            parts = [f"{part.filename} {part.file_size} {part.CRC}" for part in archive.infolist()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    except (zipfile.BadZipFile, NotImplementedError):
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_source(tokens: Path) -> bytes | None:

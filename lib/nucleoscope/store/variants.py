@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
 
 VARIANTS = "variants.parquet"
 LAYOUT = b"nucleoscope.variants"  # the metadata key for the names of what was measured
@@ -136,18 +137,56 @@ def load(
     for name, values in chosen.items():
         if missing := [value for value in values if value not in getattr(layout, name)]:
             raise ValueError(f"'{path}': " + _describe_unmeasured(name, missing[0], getattr(layout, name)))
-    filters = [(name, "in", values) for name, values in chosen.items()] or None
+    needed = list(dict.fromkeys([*names, *chosen]))
     try:
-        table = parquet.read_table(path, columns=names, filters=filters, page_checksum_verification=True)
-        frame = table.to_pandas()
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            if problem := _find_wrong_column(file.schema_arrow, needed):
+                raise ValueError(_describe_damage(path, problem))
+            frame = _read_rows(file, needed, chosen).to_pandas()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise _explain(path, error) from None
     for name in given.keys() & set(frame):
-        if frame[name].dtype != "category":
-            raise ValueError(_describe_damage(path, f"column {name} has the wrong type"))
         kept = [each for each in getattr(layout, name) if each in chosen.get(name, [each])]
         frame[name] = frame[name].cat.set_categories(kept)
-    return frame
+    return frame[names]
+
+
+def _find_wrong_column(schema: "pa.Schema", needed: Collection[str]) -> str:
+    """What is wrong with one of the columns that are needed, or ""."""
+    import pyarrow as pa
+
+    for name in needed:
+        if schema.names.count(name) != 1:
+            return f"{schema.names.count(name)} columns {name}"
+        kind = schema.field(name).type
+        if name in ("candidates", "geometry") and not (
+            pa.types.is_dictionary(kind)
+            and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))
+        ):
+            return f"column {name} has the wrong type"
+    return ""
+
+
+def _read_rows(file: "ParquetFile", needed: Sequence[str], chosen: dict[str, list[str]]) -> "pa.Table":
+    """The rows that have what is ``chosen`` of each column, a group of rows at a time.
+
+    pyarrow's own filter reads all columns of all groups if the column is a dictionary, which takes ten times as long.
+    What the end of the file says of a group's values is not used, because it has no checksum.
+    """
+    import pyarrow as pa
+    from pyarrow import compute
+
+    parts = [file.read_row_groups([], needed)]
+    for group in range(file.num_row_groups):
+        mask = None
+        for name, values in chosen.items():
+            column = file.read_row_group(group, [name])[name]
+            own = compute.is_in(column, pa.array(values, column.type.value_type))
+            mask = own if mask is None else compute.and_(mask, own)
+        if mask is None or compute.any(mask).as_py():
+            part = file.read_row_group(group, needed)
+            parts.append(part if mask is None or compute.all(mask).as_py() else part.filter(mask))
+    return pa.concat_tables(parts)
 
 
 def _describe_unmeasured(kind: str, name: str, measured: Collection[str]) -> str:

@@ -4,6 +4,7 @@ Contract: as `figures`. One switch sets which traces are visible (median, mean, 
 their content (the pair of quantities), so neither undoes the other.
 """
 
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -16,7 +17,8 @@ from nucleoscope import quantities
 from nucleoscope.names import escape_plotly
 from nucleoscope.stats.bootstrap import Bins, compute_interval, draw_counts
 from nucleoscope.stats.correlation import PAIRS
-from nucleoscope.store.results import select
+from nucleoscope.stats.parallel import map_parallel
+from nucleoscope.store.results import count_tokens, select
 from nucleoscope.store.run_names import describe_model, order_run
 from nucleoscope.store.run_settings import find_heads, list_run_columns, select_head
 from nucleoscope.views.figures import (
@@ -36,6 +38,7 @@ from nucleoscope.views.palette import BLUE, BUTTON, BUTTON_TEXT, VERMILLION, fad
 FADED = fade(0.18)
 # From faint to full BLUE, in steps of about a third of a decade: counts differ by orders of magnitude.
 DENSITY = [[at, fade(a)] for at, a in ((0, 0), (0.003, 0.2), (0.01, 0.3), (0.03, 0.45), (0.1, 0.6), (0.3, 0.8), (1, 1))]
+NEED = 600  # maximum bytes per token in `bin_runs`, of prompts with ten tokens or more
 FEWEST = 5  # minimum of prompts for intervals and a band: those of fewer would mean nothing
 FIELDS = (40, 30)  # numbers of density bins along x and y
 PANEL, TICKS, LINE = 150, 22, 15  # pixels: the height of a panel, of the numbers below one, and of a line of a title
@@ -43,25 +46,40 @@ TITLE = 48  # letters of a line of a title, as many as a phone has room for
 
 
 def bin_runs(
-    tables: Tables, pairs: tuple[tuple[str, str], ...] = PAIRS, resamples: int = 500, seed: int = 0
+    tables: Tables,
+    pairs: tuple[tuple[str, str], ...] = PAIRS,
+    resamples: int = 500,
+    seed: int = 0,
+    jobs: int | None = 1,
 ) -> pd.DataFrame:
     """The bins that the panels show: one row per bin with tokens, for each run and pair of quantities.
 
     Columns: Model, Dataset, the settings that differ, x, y (names of the quantities), center, tokens, median and mean
     each with the bounds of its 95% interval from resampled prompts (low, high), deviation (one standard deviation of
-    the tokens). Of runs with fewer than `FEWEST` prompts, the bounds and the deviation are missing.
+    the tokens). Of runs with fewer than `FEWEST` prompts, the bounds and the deviation are missing. ``jobs`` are
+    processes, None means one per core.
     """
-    parts, heads = [], find_heads(tables)
-    tables = select(tables, columns={"prompt", "k", *chain.from_iterable(pairs)})
-    for key in sorted(tables, key=order_run):
-        table = tables[key]
-        for x, y in pairs:
-            bins = bin_run(table, x, y)
-            if bins is not None:
-                parts.append(_compute_bin_rows(bins, resamples, seed).assign(**heads[key], x=x, y=y))
+    heads, keys = find_heads(tables), sorted(tables, key=order_run)
+    columns = {"prompt", "k", *chain.from_iterable(pairs)}
+    runs = [select(tables, [key], columns) for key in keys]
+    need = NEED * max(map(count_tokens, runs), default=0)
+    done = map_parallel(partial(_bin_one, pairs=pairs, resamples=resamples, seed=seed), runs, jobs, need)
+    parts = [part.assign(**heads[key], x=x, y=y) for key, found in zip(keys, done, strict=True) for x, y, part in found]
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["Model", "Dataset", "x", "y"])
     head = [*list_run_columns(frame), "x", "y"]
     return frame[[*head, *(name for name in frame if name not in head)]]
+
+
+def _bin_one(
+    run: Tables, pairs: tuple[tuple[str, str], ...], resamples: int, seed: int
+) -> list[tuple[str, str, pd.DataFrame]]:
+    """The bins of one run, for each of the pairs of which it has tokens."""
+    (table,) = run.values()
+    found = []
+    for x, y in pairs:
+        if (bins := bin_run(table, x, y)) is not None:
+            found.append((x, y, _compute_bin_rows(bins, resamples, seed)))
+    return found
 
 
 def _compute_bin_rows(bins: Bins, resamples: int, seed: int) -> pd.DataFrame:
