@@ -35,4 +35,9 @@ def test_a_job_uses_only_the_cores_that_it_was_given(monkeypatch, given, expecte
 @pytest.mark.parametrize(("cores", "jobs", "expected"), [(8, 2, "4"), (2, 2, "1"), (1, 3, "1")])
 def test_processes_share_the_cores(monkeypatch, cores, jobs, expected):
     monkeypatch.setattr(parallel, "count_cores", lambda: cores)
-    assert parallel.map_parallel(os.getenv, parallel.THREADS * jobs, jobs) == [expected] * 3 * jobs
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    before = dict(os.environ)
+    found = parallel.map_parallel(os.getenv, parallel.THREADS * jobs, jobs)
+    assert found == [expected, expected, "1"] * jobs  # the user's own limit stays
+    assert dict(os.environ) == before
