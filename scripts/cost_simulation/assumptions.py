@@ -81,7 +81,7 @@ ASSUMED = {
         "s",
         "core time per run in all analyses, 2,000 resamples",
         "measured range",
-        "2 to 35, depending on its curves; the likeliest value is an estimate that fits the 195 s above",
+        "2 to 35, depending on its curves; the likeliest value is an estimate that fits the 190 s above",
     ),
     "analysis": (
         (0.1, 1.2, 2),
@@ -93,7 +93,7 @@ ASSUMED = {
 }
 UNITS = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "ms": 1e-3, "µs": 1e-6, "s": 1, "": 1}
 TOKEN, CANDIDATE = 216, 8  # bytes in measurements.pt: measured on six real runs, within 1%
-ONCE = 2 * 195  # core seconds for 15 synthetic runs of 10,000 tokens with all variants (two cores), 2,000 resamples
+ONCE = 2 * 190  # core seconds for 15 synthetic runs of 10,000 tokens with all variants (two cores), 2,000 resamples
 POOLED = 140  # bytes per token while curves are fitted to a pool, measured on 4.7 million tokens
 TABLE = 61  # bytes per token in tokens.parquet, measured on a synthetic run of a million tokens
 PAGE, PANEL = 1.4 * 2**20, 65e3  # bytes of a run's page with its data, and of one run in the page of coefficients
