@@ -1,7 +1,7 @@
 """One function of many items, in several processes.
 
 Contract: no numbers are computed here. Each process learns from its environment how many threads it may start: with one
-per core in each of several processes, products of small matrices take three times as long.
+per core in each of several processes, they would take the cores from each other.
 """
 
 import contextlib
