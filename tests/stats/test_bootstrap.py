@@ -297,6 +297,16 @@ def test_ranks_within_strata_are_those_of_the_spelled_out_table(sample, strata):
         np.testing.assert_allclose(matrix[0, 1], expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("prompts", [10, 100])
+def test_counts_begin_with_the_data_and_need_a_resample(prompts):
+    kind, counts = bootstrap.create_counts(prompts, 7)
+    assert kind == bootstrap.choose_interval(prompts)
+    assert len(counts) == 1 + (prompts if kind == bootstrap.JACKKNIFE else 7)
+    assert (counts[0] == 1).all()
+    with pytest.raises(ValueError, match="resamples is 0"):
+        bootstrap.create_counts(prompts, 0)
+
+
 def test_a_resample_that_is_constant_is_undefined_without_the_data_beside_it():
     values, prompt = np.array([[0.0, 1], [0, 0], [0, 0]]), np.array([0, 1, 1])
     assert np.isnan(bootstrap.compute_pearson(values, prompt, np.array([[3, 0]]))).all()

@@ -33,13 +33,17 @@ COUNTS = 1 << 21  # counts processed at once if no column of tokens is involved:
 
 def draw_counts(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each prompt is drawn in each resample: (resamples, prompts) int32. ValueError for no resamples."""
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}: it must be at least 1")
+    _check_resamples(resamples)
     generator, even = np.random.default_rng(seed), np.full(prompts, 1 / prompts)
     counts = np.empty((resamples, prompts), dtype=np.int32)
     for some in split_chunks(counts):
         some[:] = generator.multinomial(prompts, even, size=len(some))
     return counts
+
+
+def _check_resamples(resamples: int) -> None:
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}: it must be at least 1")
 
 
 def leave_out_groups(prompts: int, groups: int = GROUPS, seed: int = 0) -> np.ndarray:
@@ -91,6 +95,25 @@ def compute_jackknife_interval(
     margin = stdtrit(groups - 1, (1 + level) / 2) * error
     low, high = center - margin, center + margin
     return (float(np.tanh(low)), float(np.tanh(high))) if correlation else (float(low), float(high))
+
+
+def create_counts(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> tuple[str, np.ndarray]:
+    """The kind of interval of this number of prompts, and the counts (1 + B, prompts) that it is computed from.
+
+    Row 0 is the data; the others are resamples or, with few prompts, leave out one each. ValueError for no resamples.
+    """
+    _check_resamples(resamples)  # also where none are drawn: whether a command is right must not depend on the data
+    kind = choose_interval(prompts)
+    drawn = leave_out_groups(prompts) if kind == JACKKNIFE else draw_counts(prompts, resamples, seed)
+    return kind, np.concatenate([np.ones((1, prompts), np.int32), drawn])
+
+
+def bound(values: np.ndarray, kind: str, correlation: bool = True) -> tuple[float, float]:
+    """The interval of this ``kind`` of a statistic, from its values (1 + B,) with the rows of `create_counts`."""
+    if kind == JACKKNIFE:
+        return compute_jackknife_interval(values[0], values[1:], correlation=correlation)
+    low, high = compute_interval(values[1:])
+    return float(low), float(high)
 
 
 def split_blocks(counts: np.ndarray, tokens: int) -> Iterator[np.ndarray]:

@@ -257,11 +257,7 @@ class _Sample:
     def __init__(self, columns: pd.DataFrame, prompt: np.ndarray, resamples: int, seed: int):
         self.columns, self.prompt, self.prompts = columns, prompt, int(prompt.max()) + 1
         self.place = {name: i for i, name in enumerate(columns)}
-        self.interval = bootstrap.choose_interval(self.prompts)
-        drawn = bootstrap.draw_counts(self.prompts, resamples, seed)
-        if self.interval == bootstrap.JACKKNIFE:
-            drawn = bootstrap.leave_out_groups(self.prompts)
-        self.counts = np.concatenate([np.ones((1, self.prompts), dtype=np.int32), drawn])
+        self.interval, self.counts = bootstrap.create_counts(self.prompts, resamples, seed)
         values = columns.to_numpy()
         self.spearman = bootstrap.compute_spearman(values, prompt, self.counts)
         self.pearson = bootstrap.compute_pearson(values, prompt, self.counts)
@@ -301,11 +297,8 @@ class _Sample:
         return notes
 
     def _add_bounds(self, kind: str, values: np.ndarray, interval: str = "") -> dict[str, float]:
-        if (interval or self.interval) == bootstrap.JACKKNIFE:
-            low, high = bootstrap.compute_jackknife_interval(values[0], values[1:])
-        else:
-            low, high = bootstrap.compute_interval(values[1:])
-        return {f"{kind} r": float(values[0]), f"{kind} low": float(low), f"{kind} high": float(high)}
+        low, high = bootstrap.bound(values, interval or self.interval)
+        return {f"{kind} r": float(values[0]), f"{kind} low": low, f"{kind} high": high}
 
     def _compute_partial(self, x: str, y: str) -> np.ndarray:
         """Spearman's coefficient of x and y given k, by the formula for partial correlation on ranks."""

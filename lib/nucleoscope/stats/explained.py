@@ -110,12 +110,8 @@ def _bound_pearson(table: pd.DataFrame, resamples: int, seed: int) -> tuple[floa
     values = table[["entropy", "raw"]].to_numpy(np.float64)
     if len(values) < 3 or len(labels) < 2 or any(map(bootstrap.is_constant, values.T)):
         return np.nan, np.nan
-    kind, counts = _draw_counts(len(labels), resamples, seed)
-    r = bootstrap.compute_pearson(values, prompt, counts)[:, 0, 1]
-    if kind == bootstrap.JACKKNIFE:
-        return bootstrap.compute_jackknife_interval(r[0], r[1:])
-    low, high = bootstrap.compute_interval(r[1:])
-    return float(low), float(high)
+    kind, counts = bootstrap.create_counts(len(labels), resamples, seed)
+    return bootstrap.bound(bootstrap.compute_pearson(values, prompt, counts)[:, 0, 1], kind)
 
 
 def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -202,7 +198,7 @@ def _climb(table: pd.DataFrame, y: np.ndarray, resamples: int, seed: int) -> lis
     if all(shortages):
         return [[base | {"predictors": name, "note": why} for name in LADDER] for why in shortages]
     errors = {name: _predict_held_out(table[list(columns)], y, prompt) for name, (columns, _) in LADDER.items()}
-    kind, counts = _draw_counts(len(labels), resamples, seed)
+    kind, counts = bootstrap.create_counts(len(labels), resamples, seed)
     found = []
     for place, why in enumerate(shortages):
         if why:
@@ -218,16 +214,6 @@ def _climb(table: pd.DataFrame, y: np.ndarray, resamples: int, seed: int) -> lis
             rows.append(row | (_bound("added", explained[name] - explained[without], kind) if without else {}))
         found.append(rows)
     return found
-
-
-def _draw_counts(prompts: int, resamples: int, seed: int) -> tuple[str, np.ndarray]:
-    """The kind of interval for this number of prompts, and the counts: of the data, then those that it is based on."""
-    kind = bootstrap.choose_interval(prompts)
-    if kind == bootstrap.JACKKNIFE:
-        counts = bootstrap.leave_out_groups(prompts)
-    else:
-        counts = bootstrap.draw_counts(prompts, resamples, seed)
-    return kind, np.concatenate([np.ones((1, prompts), np.int32), counts])
 
 
 def _choose_tokens(table: pd.DataFrame, y: np.ndarray, seed: int) -> tuple[pd.DataFrame, np.ndarray, str]:
@@ -301,10 +287,7 @@ def _expand(seen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.
 
 def _bound(name: str, values: np.ndarray, kind: str) -> dict[str, float]:
     """A number, an R^2 or the difference of two, and its interval, from its values in the data and in resamples."""
-    if kind == bootstrap.JACKKNIFE:
-        low, high = bootstrap.compute_jackknife_interval(values[0], values[1:], correlation=False)
-    else:
-        low, high = bootstrap.compute_interval(values[1:])
+    low, high = bootstrap.bound(values, kind, correlation=False)
     low, high = np.clip((low, high), None, 1) if name == "R2" else (low, high)  # a jackknife's margins know no range
     return {name: float(values[0]), f"{name} low": float(low), f"{name} high": float(high)}
 
