@@ -15,15 +15,18 @@ from torch.nn.functional import pad, threshold
 
 from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.softmax import Exponentials, exponentiate, split_rows
+from nucleoscope.measure.sorting import create_keys, sort_keys
 from nucleoscope.variants import CandidateSet
 
 SECOND = 1024  # tokens above the second bound of the probabilities in a window: enough for most
 STEP = 3  # factor between further bounds
 SLACK = 1e-4  # mass by which a window exceeds what is needed: far above float32 rounding
-COLUMN = 32  # values of which one maximum is taken to find a bound that enough tokens reach
+COLUMN = 8  # values of which one maximum is taken to find a bound that enough tokens reach
+# Bounds that are tried on these maxima: four per factor of 2 (the exponent of a float32 and two bits of its fraction),
+# from 1 down to about 5e-10.
+STEP_BITS, STEPS = 21, 124
 SORTED = 2**17  # tokens that are sorted at once: more would not fit in a CPU's cache
 LEAST_BOUND = 1e-30  # of what is summed: the exponentials below it have no mass, and its reciprocal is finite
-LARGEST_BITS = 0x7F800000  # of a float32 that is not negative and not NaN
 
 
 class Windows(NamedTuple):
@@ -138,7 +141,7 @@ class Sorted(NamedTuple):
 
 def _sort(rows: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor, logits: torch.Tensor, number: int) -> Sorted:
     """Tokens (K,) of a ``number`` of rows in order; of equal ones the first remains first."""
-    keys, order = torch.sort(_create_keys(rows, probs), stable=True)
+    keys, order = sort_keys(create_keys(rows, probs))
     rows, offsets = keys >> 32, torch.searchsorted(keys, torch.arange(number + 1, device=keys.device) << 32)
     ids, probs, z = (each.index_select(0, order) for each in (ids, probs, logits))
     return Sorted(ids, probs, z - z[offsets[:-1]].index_select(0, rows), rows, keys, offsets)
@@ -175,15 +178,9 @@ def _find_extents(
     return torch.stack(extents, 1)
 
 
-def _create_keys(rows: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """Integers that order tokens by row, then by falling probability: floats that are not negative have the order of
-    their bits."""
-    return (rows << 32) + (LARGEST_BITS - probs.view(torch.int32))
-
-
 def _count_above(window: Sorted, bounds: torch.Tensor) -> torch.Tensor:
     """How many tokens of each row have at least the probability of its bound (R,)."""
-    keys = _create_keys(torch.arange(len(bounds), device=bounds.device), bounds)
+    keys = create_keys(torch.arange(len(bounds), device=bounds.device), bounds)
     return torch.searchsorted(window.keys, keys, right=True) - window.offsets[:-1]
 
 
@@ -283,32 +280,66 @@ def _lower_bounds(
     if max(needed, typical) + SLACK >= 1:
         return torch.full_like(bounds, tiny)
     bounds = bounds.clamp_min(tiny)
-    left, second = torch.arange(len(values), device=values.device), maxima is not None
-    while needed or typical:
-        every = len(left) == len(values)
-        own = values if every else values.index_select(0, left)
-        bound, sums = bounds[left], total[left]
-        inside = _sum_above(own, bound * sums) / sums
-        enough = inside >= needed + SLACK
-        if typical:
-            # The tokens outside are less typical than this; likelier ones may be as well.
-            limit = -bound.log() - entropy[left]
-            atypical = (limit - entropy[left]).exp()  # the probability of a token that is that much too likely
-            likely = torch.nonzero(atypical * sums < 1)[:, 0]  # the largest exponential is 1
-            if len(likely):
-                above = _sum_above(own[likely], (atypical * sums)[likely]) / sums[likely]
-                inside = inside.index_add(0, likely, above, alpha=-1)
-            enough &= (inside >= typical + SLACK) & (limit > 0)
-        left = left[~enough & (bound > tiny)]
-        if not len(left):
-            break
+    left = torch.arange(len(values), device=values.device)
+    second = maxima is not None
+    if maxima is not None:
+        enough, reached = _bound_by_maxima(maxima / total[:, None], entropy, needed, typical)
+        bounds = torch.where(enough, torch.minimum(bounds, reached), bounds)
+        left = torch.nonzero(~enough)[:, 0]
+    while len(left) and (needed or typical):
         if second:
             reached = _reach(maxima[left], min(SECOND, maxima.shape[-1])) / total[left] * (1 - SLACK)
             bounds[left], second = torch.minimum(bounds[left] / STEP, reached), False
         else:
             bounds[left] /= STEP
         bounds[left] = bounds[left].clamp_min(tiny)
+        every = len(left) == len(values)
+        own = values if every else values.index_select(0, left)
+        bound, sums = bounds[left], total[left]
+        inside = _sum_above(own, bound * sums) / sums
+        enough = inside >= needed + SLACK
+        if typical:
+            limit, atypical = _limit_typical(bound, entropy[left])
+            likely = torch.nonzero(atypical * sums < 1)[:, 0]  # the largest exponential is 1
+            if len(likely):
+                above = _sum_above(own[likely], (atypical * sums)[likely]) / sums[likely]
+                inside = inside.index_add(0, likely, above, alpha=-1)
+            enough &= (inside >= typical + SLACK) & (limit > 0)
+        left = left[~enough & (bound > tiny)]
     return bounds
+
+
+def _limit_typical(bounds: torch.Tensor, entropy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far from the ``entropy`` the information of a token of each probability in ``bounds`` is, in nats.
+
+    Less likely tokens are less typical, and so are those that are likelier than the second result.
+    """
+    limit = -bounds.log() - entropy
+    return limit, (limit - entropy).exp()
+
+
+def _bound_by_maxima(
+    maxima: torch.Tensor, entropy: torch.Tensor, needed: float, typical: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether the sets that are defined by their mass are known to be complete above a bound, and this bound (R,).
+
+    ``maxima`` (R, C) are probabilities of some of the tokens, so that the others can only add to the mass above it.
+    """
+    top = 0x3F800000 >> STEP_BITS  # of a probability of 1
+    steps = (top - torch.arange(STEPS, dtype=torch.int32, device=maxima.device)) << STEP_BITS
+    edges = steps.view(torch.float32)
+    # where there is NaN, nothing matters: the row is refused later
+    place = (top - (maxima.view(torch.int32) >> STEP_BITS)).clamp_(0, STEPS).long()
+    mass = maxima.new_zeros(len(maxima), STEPS + 1).scatter_add_(1, place, maxima)[:, :STEPS].cumsum(1)
+    enough = mass >= needed + SLACK
+    if typical:
+        limit, atypical = _limit_typical(edges, entropy[:, None])
+        place = (top - (atypical.view(torch.int32) >> STEP_BITS)).clamp_(0, STEPS - 1).long()
+        mass = mass - torch.where(atypical < 1, mass.gather(1, place), 0)
+        enough &= (mass >= typical + SLACK) & (limit > 0)
+    # sums only grow with lower bounds, so that the first one is where it begins to be enough
+    first = (~enough).sum(1)
+    return first < STEPS, edges[first.clamp_max(STEPS - 1)] * (1 - SLACK)
 
 
 def _sum_above(values: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
@@ -328,7 +359,7 @@ def _find_typical(window: Sorted, entropy: torch.Tensor, mass: float) -> torch.T
     probs, rows = window.probs, window.rows
     first, last = window.offsets[:-1], window.offsets[1:]
     shift = torch.where(probs > 0, (probs.log() + entropy.index_select(0, rows)).abs(), torch.inf)
-    _, order = torch.sort((rows << 32) + shift.view(torch.int32), stable=True)
+    _, order = sort_keys((rows << 32) + shift.view(torch.int32))
     sums = probs.index_select(0, order).cumsum(0, dtype=choose_sum_dtype(probs.device))
     end = torch.minimum(torch.searchsorted(sums, pad(sums, (1, 0))[first] + mass), last - 1)  # the last one chosen
     chosen = torch.zeros_like(probs, dtype=torch.bool)

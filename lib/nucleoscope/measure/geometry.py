@@ -145,28 +145,29 @@ def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: to
     total = sum(widen(rows).sum(0) for _, rows in _split(matrix, device))
     space = Space(matrix, (total / size).float(), [], torch.empty(0), torch.empty(0))
     needed = {each.name for each in geometries}
-    vectors = values = None
+    vectors = values = centre = None
     if needed & {"whitened", "all_but_top_3", "all_but_top_d100"}:
-        covariance = sum(widen(part.T @ part) for part in _split_centred(space)) / size
+        covariance = sum(widen(part.T @ part) for _, part in _split_centred(space)) / size
         values, vectors = torch.linalg.eigh(covariance)
+    if "usage_centred" in needed:
+        weights = usage.to(device, torch.float32) / usage.sum().clamp_min(1).float().to(device)
+        centre = sum(part.T @ weights[rows] for rows, part in _split_centred(space))
     for geometry in geometries:
         found = Map(geometry, torch.empty(0), 0.0)
         if geometry.name in ("raw", "output"):
             found.centre = -space.mean
         elif geometry.name == "usage_centred":
-            weights = usage.to(device, torch.float32) / usage.sum().clamp_min(1).float().to(device)
-            found.centre = sum(
-                part.T @ own
-                for part, own in zip(_split_centred(space), weights.split(_count_rows(width, device)), strict=True)
-            )
+            found.centre = centre
         elif geometry.name == "whitened":
             kept = values > LEAST_VARIANCE * values[-1].clamp_min(1e-300)
             found.whitening = ((vectors * torch.where(kept, values.clamp_min(1e-300).rsqrt(), 0)) @ vectors.T).float()
+            if matrix.numel() <= MOST_KEPT:
+                found.rows = space.mean.new_empty(matrix.shape)
         elif geometry.name != "centred":
             number = 3 if geometry.name == "all_but_top_3" else max(1, width // 100)
             found.basis = vectors[:, -number:].float()
-        _measure_rows(found, space)
         space.maps.append(found)
+    _measure_rows(space)
     return _join_maps(space, space.maps)
 
 
@@ -176,23 +177,47 @@ def _join_maps(space: Space, maps: list[Map]) -> Space:
     return Space(space.embedding, space.mean, maps, torch.stack([each.scale for each in maps], 1), expected)
 
 
-def _measure_rows(found: Map, space: Space) -> None:
-    """Adds to a map what depends on the rows: their scales, products for pairs, and the expected cosine."""
-    norms, lengths, products, done = [], [], [], 0
-    if found.whitening is not None and space.embedding.numel() <= MOST_KEPT:
-        found.rows = space.mean.new_empty(space.embedding.shape)
-    for part in _split_centred(space):
-        lengths.append(torch.linalg.vector_norm(part, dim=-1))
-        if found.centre is not None:
-            products.append(part @ found.centre)
-        elif found.basis is not None:
-            products.append(part @ found.basis)
-        moved = found.move(part)
-        if found.rows is not None:
-            found.rows[done : done + len(part)] = moved
-        done += len(part)
-        norms.append(torch.linalg.vector_norm(moved, dim=-1, dtype=choose_sum_dtype(part.device)))
-    norm, length = torch.cat(norms), torch.cat(lengths)
+def _measure_rows(space: Space) -> None:
+    """Adds to the maps of a space what depends on the rows, which are read twice for all maps: first their scales and
+    the products for pairs, and then the expected cosines, which need the scales."""
+    found = [_measure_part(space, rows, part) for rows, part in _split_centred(space)]
+    for each, pieces in zip(space.maps, zip(*found, strict=True), strict=True):
+        norm, length, products = (torch.cat(column) for column in zip(*pieces, strict=True))
+        _set_scale(each, norm, length)
+        if each.centre is not None:
+            own, one = products, torch.ones_like(norm, dtype=torch.float32)
+            own = own - each.centre.square().sum() / 2
+            each.left, each.right = torch.stack((own, one), 1), torch.stack((one, own), 1)
+        elif each.basis is not None:
+            each.left = each.right = products
+    scales = torch.stack([each.scale for each in space.maps], 1)
+    totals = sum(widen(scales[rows].T @ part) for rows, part in _split_centred(space))  # (G, d)
+    for each, total in zip(space.maps, totals, strict=True):
+        if each.centre is not None:
+            total = total - widen(each.scale).sum() * widen(each.centre)
+        square, size = widen(each.apply(total.float())).square().sum(), len(each.scale)
+        each.expected = float((square - (each.scale > 0).sum()) / (size * (size - 1))) if size > 1 else 0.0
+
+
+def _measure_part(
+    space: Space, rows: slice, part: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Of some centred rows (n, d), for each map: their norms after it, their own, and their products with what it
+    subtracts, (n,) or (n, D). Keeps the rows after it if the map does."""
+    length = torch.linalg.vector_norm(part, dim=-1)
+    found = []
+    for each in space.maps:
+        moved = each.move(part)
+        if each.rows is not None:
+            each.rows[rows] = moved
+        norm = torch.linalg.vector_norm(moved, dim=-1, dtype=choose_sum_dtype(part.device))
+        subtracted = each.basis if each.centre is None else each.centre
+        found.append((norm, length, length if subtracted is None else part @ subtracted))
+    return found
+
+
+def _set_scale(found: Map, norm: torch.Tensor, length: torch.Tensor) -> None:
+    """Sets the scale of a map, and what follows from it, by the norms (V,) of the rows after it and before it."""
     found.scale = torch.where(norm > LEAST_NORM * norm.amax(), norm.reciprocal(), 0).float()
     if found.basis is not None:
         # On what the basis leaves nothing of, only rounding errors are left.
@@ -200,31 +225,16 @@ def _measure_rows(found: Map, space: Space) -> None:
     found.is_complete = bool((found.scale > 0).all())
     inexact = (length * found.scale).square() > LARGEST_LOSS
     found.inexact = inexact if found.whitening is None and bool(inexact.any()) else None
-    if found.centre is not None:
-        own, one = torch.cat(products), torch.ones_like(norm, dtype=torch.float32)
-        own = own - found.centre.square().sum() / 2
-        found.left, found.right = torch.stack((own, one), 1), torch.stack((one, own), 1)
-    elif found.basis is not None:
-        found.left = found.right = torch.cat(products)
-    scales = found.scale.split(_count_rows(space.embedding.shape[1], space.mean.device))
-    total = sum(widen(part.T @ own) for part, own in zip(_split_centred(space), scales, strict=True))
-    if found.centre is not None:
-        total = total - widen(found.scale).sum() * widen(found.centre)
-    square, size = widen(found.apply(total.float())).square().sum(), len(norm)
-    found.expected = float((square - (found.scale > 0).sum()) / (size * (size - 1))) if size > 1 else 0.0
 
 
-def _count_rows(width: int, device: torch.device) -> int:
-    return max(1, (PIECE_CPU if device.type == "cpu" else PIECE_GPU) // width)
+def _split(matrix: torch.Tensor, device: torch.device) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The places and the rows of each piece, in float32."""
+    number = max(1, (PIECE_CPU if device.type == "cpu" else PIECE_GPU) // matrix.shape[1])
+    for start in range(0, len(matrix), number):
+        rows = slice(start, start + number)
+        yield rows, matrix[rows].to(device, torch.float32)
 
 
-def _split(matrix: torch.Tensor, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
-    """The first place and the rows of each piece, in float32."""
-    rows = _count_rows(matrix.shape[1], device)
-    for start in range(0, len(matrix), rows):
-        yield start, matrix[start : start + rows].to(device, torch.float32)
-
-
-def _split_centred(space: Space) -> Iterator[torch.Tensor]:
-    for _, rows in _split(space.embedding, space.mean.device):
-        yield rows - space.mean
+def _split_centred(space: Space) -> Iterator[tuple[slice, torch.Tensor]]:
+    for rows, part in _split(space.embedding, space.mean.device):
+        yield rows, part - space.mean

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.softmax import Exponentials, exponentiate, split_rows
+from nucleoscope.measure.sorting import create_keys, sort_keys
 from nucleoscope.settings import Settings, validate
 
 WINDOW = 128  # tokens examined first; wide enough for most steps of most models
@@ -176,7 +177,7 @@ def _find_wide(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.T
     rows, ids = torch.nonzero(probs >= _bound_below(probs, top_p)[:, None], as_tuple=True)
     values = probs[rows, ids]
     # nonzero lists ids in increasing order and the sort is stable, so the lower id comes first among ties.
-    order = ((rows << 32) - values.view(torch.int32)).argsort(stable=True)
+    _, order = sort_keys(create_keys(rows, values))
     ids, values = ids[order], values[order]
     counts = torch.bincount(rows, minlength=len(probs))
     padded = pad_sequence(values.split(counts.tolist()), batch_first=True)  # (R, C)

@@ -9,6 +9,8 @@ import hashlib
 
 import torch
 
+from nucleoscope.measure.sorting import sort_keys
+
 # A token is replaced by another one of its block of neighbours in rank: a share of the rank, within bounds. Small
 # blocks at both ends of the order keep what is matched close where neighbours differ most.
 BLOCK_SHARE, LEAST_BLOCK, LARGEST_BLOCK = 0.1, 4, 64
@@ -54,7 +56,7 @@ def draw_random(
     numbers = torch.tensor([length + length // 4 + MORE if length else 0 for length in few])
     rows = torch.repeat_interleave(numbers)
     draws = torch.randint(vocabulary, (len(rows),), generator=generator)
-    keys, order = torch.sort(rows * vocabulary + draws, stable=True)
+    keys, order = sort_keys(rows * vocabulary + draws)
     is_new = torch.ones_like(draws, dtype=torch.bool)
     is_new[order[1:]] = keys[1:] != keys[:-1]
     rows, draws = rows[is_new], draws[is_new]

@@ -304,7 +304,10 @@ class Reading:
             drawn = text.ids[text.start - text.step :]
             if states is not None and tokens[: len(drawn)] == drawn:
                 chosen[text.prompt] = states[text.step : len(drawn)]
-        if not chosen or self.forward.choose_reading(max((text.ids for text in self.texts), key=len)) != BATCHED:
+        if chosen and len(chosen) == len(self.texts):
+            # No text will be read, and the layer has given the model's logits when these states were kept.
+            self.forward.reading = BATCHED
+        elif chosen and self.forward.choose_reading(max((text.ids for text in self.texts), key=len)) != BATCHED:
             return {}
         return chosen
 
@@ -371,7 +374,8 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
         done += len(logits)
         if not len(places):
             continue
-        logits, states = logits[finite], None if states is None else states[finite]
+        if len(places) < len(logits):
+            logits, states = logits[finite], None if states is None else states[finite]
         windows = find_prefixes(logits, sets)
         room = int((windows.offsets[1:] <= most - candidates).sum())
         full = room < len(places)
