@@ -9,7 +9,7 @@ from nucleoscope.measure import candidate_sets
 from nucleoscope.measure.candidate_sets import find_windows
 from nucleoscope.measure.distribution import describe_distribution
 from nucleoscope.measure.entropy import compute_full_entropies
-from nucleoscope.measure.nucleus import NotFinite
+from nucleoscope.measure.nucleus import NotFinite, find_nucleus
 
 SETS = variants.parse("default").sets
 
@@ -24,7 +24,7 @@ def assert_equal(found: candidate_sets.Windows, expected: candidate_sets.Windows
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("size", [1, 31, 33, 5000])
+@pytest.mark.parametrize("size", [1, 7, 9, 5000])
 def test_windows_are_those_of_the_logits_alone_if_the_nucleus_is_found_with_them(size):
     logits = draw(25, size)
     logits[:, 0] = 0
@@ -32,7 +32,8 @@ def test_windows_are_those_of_the_logits_alone_if_the_nucleus_is_found_with_them
     assert_equal(found.windows, find_windows(logits, compute_full_entropies(logits).entropy, SETS))
     alone = describe_distribution(logits, 0.9)
     assert alone.windows is None
-    assert all(torch.equal(*pair) for pair in zip(found.candidates, alone.candidates, strict=True))
+    for candidates in (found.candidates, alone.candidates):
+        assert all(torch.equal(*pair) for pair in zip(candidates, find_nucleus(logits, 0.9), strict=True))
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.97, 1.0])
@@ -44,7 +45,8 @@ def test_a_nucleus_and_margin_are_the_same_whichever_sets_are_found_with_them(na
     logits[7:9], logits[9] = 0, -torch.inf
     logits[8, 5], logits[9, 5] = 200, 0  # all mass on one token, and nothing but one possible, after a row of equals
     found, alone = describe_distribution(logits, top_p, sets), describe_distribution(logits, top_p)
-    assert all(torch.equal(*pair) for pair in zip(found.candidates, alone.candidates, strict=True))
+    for candidates in (found.candidates, alone.candidates):
+        assert all(torch.equal(*pair) for pair in zip(candidates, find_nucleus(logits, top_p), strict=True))
     assert torch.equal(found.margin, alone.margin)
     assert all(torch.equal(*pair) for pair in zip(found.full, alone.full, strict=True))
     assert_equal(found.windows, find_windows(logits, alone.full.entropy, sets))
@@ -70,6 +72,24 @@ def test_windows_do_not_depend_on_how_many_tokens_are_sorted_at_once(monkeypatch
     expected = find_windows(logits, entropy, SETS)
     monkeypatch.setattr(candidate_sets, "SORTED", 1)
     assert_equal(find_windows(logits, entropy, SETS), expected)
+
+
+@pytest.mark.parametrize("names", [[each.name for each in SETS], ["typical_0.9"], ["top_p_0.99"], ["top_k_50"]])
+def test_windows_do_not_depend_on_what_their_lower_bounds_are_found_by(monkeypatch, names):
+    """Rows of which maxima of columns are enough, rows of which they are not, and what is known without any."""
+    scales = torch.tensor([0.0, 0.1, 1.0, 2.0, 3.0, 5.0, 9.0, 30.0]).repeat(8)
+    logits = scales[:, None] * torch.randn(64, 6000, generator=torch.Generator().manual_seed(1))
+    logits[8:24] = logits[8:24].round()  # with ties
+    logits[24:32, ::8] -= 20  # the likely ones of a column are not its first
+    logits[32:40, :750] += 12  # likely neighbours
+    sets = [variants.SETS_BY_NAME[name] for name in names]
+    entropy = compute_full_entropies(logits).entropy
+    found = []
+    for column in (8, 1, 2500, 10**9):  # the last one has no maxima
+        monkeypatch.setattr(candidate_sets, "COLUMN", column)
+        found.append(find_windows(logits, entropy, sets))
+    for other in found[1:]:
+        assert_equal(found[0], other)
 
 
 def test_rows_that_are_not_finite_are_named_although_they_have_no_windows():

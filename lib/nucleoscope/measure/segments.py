@@ -185,9 +185,9 @@ class Segments:
         q /= q.sum(-1, keepdim=True).clamp_min(1e-30)
         expected = space.expected[:, None, None, None]
         unlike = torch.where(1 - expected > LEAST_UNLIKE, 1 - expected, torch.nan)
-        similar = pairs.sub_(expected).mul_(unlike.reciprocal()).clamp_(0, 1)
+        similar = pairs.sub_(expected).clamp_min_(0)  # (1 - c) Z
         similar.diagonal(dim1=2, dim2=3).zero_()
-        ordinary = q + torch.matmul(q, similar)  # (Zq)_i, with Z_ii = 1 exactly
+        ordinary = q + torch.matmul(q, similar) / unlike  # (Zq)_i, with Z_ii = 1 exactly
         entropy = 0 - torch.special.xlogy(q, ordinary.clamp_max_(1)).sum(-1)
         return torch.where(self.extents[rows, :, 3] <= lead, entropy.clamp_min(0), torch.nan)
 
