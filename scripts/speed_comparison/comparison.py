@@ -6,6 +6,7 @@ import json
 import platform
 import re
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -202,12 +203,18 @@ def time_run(model, tokenizer, inputs, texts: list[str], batches, options, setti
     return taken.seconds, again.seconds
 
 
+def report(what: str, seconds: float) -> None:
+    """Says on the standard error what was timed: the tables come last."""
+    print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
 def compare_variants(model, tokenizer, inputs, texts: list[str], batches, options) -> None:
     """Prints what the default variants cost: the ratios of runs with them to runs without, in the order A B B A."""
     times: dict[str, list[tuple[float, float]]] = {NONE: [], DEFAULT: []}
     for number in range(options.repeats):
         for setting in (NONE, DEFAULT) if number % 2 == 0 else (DEFAULT, NONE):
             times[setting].append(time_run(model, tokenizer, inputs, texts, batches, options, setting))
+            report(f"variants={setting}", times[setting][-1][0])
     plain = [seconds for seconds, _ in times[NONE]]
     whole = [seconds / one for (seconds, _), one in zip(times[DEFAULT], plain, strict=True)]
     measuring = [(seconds - look) / one for (seconds, look), one in zip(times[DEFAULT], plain, strict=True)]
@@ -378,7 +385,8 @@ def compare(options: argparse.Namespace) -> None:
         f"{name}, {count(torch.get_num_threads(), 'thread')}; "
         f"torch {torch.__version__}, transformers {transformers.__version__}\n"
         f"{count(len(texts), 'prompt')} ({statistics.mean(map(len, inputs.ids)):.0f} tokens on average), "
-        f"at most {count(options.max_tokens, 'token')} each, batches of {size}\n"
+        f"at most {count(options.max_tokens, 'token')} each, batches of {size}\n",
+        flush=True,
     )
     measure_ours(model, generation.Inputs(inputs.ids[:4]), texts[:4], [[0, 1, 2, 3][: len(texts)]], options)  # warm-up
     rates, peaks = {}, {}
@@ -389,6 +397,7 @@ def compare(options: argparse.Namespace) -> None:
             tokens, steps = measure_ours(model, inputs, texts, batches, options)
         times["c"].append(taken.seconds)
         peaks["c"] = taken.peak
+        report("(c)", taken.seconds)
         if "d" in options.only:
             with clock() as taken:
                 memory = checking.create_memory(model)
@@ -396,6 +405,7 @@ def compare(options: argparse.Namespace) -> None:
                     replay(model, [inputs.ids[i] for i in indices], options.max_tokens, recorded, memory)
             times["d"].append(taken.seconds)
             peaks["d"] = taken.peak
+            report("(d)", taken.seconds)
     rates |= {part: tokens / statistics.median(seconds) for part, seconds in times.items() if seconds}
     if "b" in options.only:
         with clock() as taken:
@@ -404,6 +414,7 @@ def compare(options: argparse.Namespace) -> None:
                 for batch in batches
             )
         rates["b"], peaks["b"] = measured / taken.seconds, taken.peak
+        report("(b)", taken.seconds)
     if "a" in options.only:
         chosen = range(0, len(texts), max(1, len(texts) // options.published_prompts))[: options.published_prompts]
         with clock() as taken:
@@ -411,8 +422,9 @@ def compare(options: argparse.Namespace) -> None:
                 measure_published(model, inputs.ids[i], options.max_tokens, options.top_p, ends) for i in chosen
             )
         rates["a"], peaks["a"] = measured / taken.seconds, taken.peak
+        report("(a)", taken.seconds)
     labels = {
-        "a": f"(a) the study's algorithm ({options.published_prompts} prompts)",
+        "a": f"(a) the study's algorithm ({count(options.published_prompts, 'prompt')})",
         "b": "(b) generate, then measure",
         "c": "(c) Nucleoscope",
         "d": "(d) forward passes alone",
