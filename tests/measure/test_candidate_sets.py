@@ -5,7 +5,7 @@ import torch
 
 import oracle
 from nucleoscope import variants
-from nucleoscope.measure import candidate_sets
+from nucleoscope.measure import candidate_sets, softmax
 from nucleoscope.measure.candidate_sets import find_windows
 from nucleoscope.measure.distribution import describe_distribution
 from nucleoscope.measure.entropy import compute_full_entropies
@@ -50,6 +50,21 @@ def test_a_nucleus_and_margin_are_the_same_whichever_sets_are_found_with_them(na
     assert torch.equal(found.margin, alone.margin)
     assert all(torch.equal(*pair) for pair in zip(found.full, alone.full, strict=True))
     assert_equal(found.windows, find_windows(logits, alone.full.entropy, sets))
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.9999, 1.0])
+def test_nuclei_of_many_rows_are_those_of_each_row(monkeypatch, top_p):
+    logits = draw(40, 3000)
+    logits[7:9], logits[9] = 0, -torch.inf
+    logits[9, 5], logits[20:30] = 0, logits[20:30].round()
+    expected = [describe_distribution(row[None], top_p) for row in logits]
+    monkeypatch.setattr(softmax, "PIECE_CPU", 7 * 3000)
+    found = describe_distribution(logits, top_p)
+    for name in ("ids", "probs"):
+        assert torch.equal(getattr(found.candidates, name), torch.cat([getattr(e.candidates, name) for e in expected]))
+    assert found.candidates.offsets.diff().tolist() == [len(each.candidates.ids) for each in expected]
+    assert torch.equal(found.margin, torch.cat([each.margin for each in expected]))
+    assert torch.equal(found.full.largest, torch.cat([each.full.largest for each in expected]))
 
 
 @pytest.mark.parametrize("names", [["top_p_0.9"], ["top_k_2", "top_p_0.99"], ["typical_0.9"]])

@@ -280,13 +280,14 @@ def _lower_bounds(
     if max(needed, typical) + SLACK >= 1:
         return torch.full_like(bounds, tiny)
     bounds = bounds.clamp_min(tiny)
-    left = torch.arange(len(values), device=values.device)
-    second = maxima is not None
+    if not (needed or typical):
+        return bounds
+    left, second = torch.arange(len(values), device=values.device), maxima is not None
     if maxima is not None:
         enough, reached = _bound_by_maxima(maxima / total[:, None], entropy, needed, typical)
         bounds = torch.where(enough, torch.minimum(bounds, reached), bounds)
         left = torch.nonzero(~enough)[:, 0]
-    while len(left) and (needed or typical):
+    while len(left):
         if second:
             reached = _reach(maxima[left], min(SECOND, maxima.shape[-1])) / total[left] * (1 - SLACK)
             bounds[left], second = torch.minimum(bounds[left] / STEP, reached), False

@@ -38,8 +38,9 @@ def describe_distribution(logits: torch.Tensor, top_p: float, sets: Sequence[Can
     """
     validate("top_p", top_p)
     # With a set that is at least as large, the nucleus is found at no cost; a larger one would make all windows larger.
-    # To find it alone in this way is faster on a CPU, but waits more often for another device.
-    alone = not sets and logits.device.type == "cpu"
+    # To find it alone in this way takes more operations, and waits more often for another device: on a CPU it is faster
+    # if they are worth it. With top_p = 1 the windows are the whole vocabulary, and take more memory.
+    alone = not sets and logits.device.type == "cpu" and len(split_rows(logits)) > 1 and top_p < 1
     if alone or any(each.rule == "top_p" and each.value >= top_p for each in sets):
         return _describe_in_windows(logits, top_p, sets)
     pieces, parts, likeliest = [], [], []
