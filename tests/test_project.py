@@ -75,7 +75,7 @@ def test_measure_and_models_and_all_that_they_import_need_only_what_a_bare_gpu_n
     own = {name for name in graph.modules if re.match(r"nucleoscope\.(measure|models)\b", name)}
     found = own.union(*map(graph.find_upstream_modules, own))
     packages = {name for name in found if not name.startswith("nucleoscope")} - sys.stdlib_module_names
-    assert packages == {"torch", "transformers", "tokenizers", "huggingface_hub", "tqdm", "pynvml"}
+    assert packages == {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "tqdm", "pynvml"}
 
 
 def test_the_guide_sends_users_of_conda_to_copies_of_the_notebooks_too(tmp_path):
