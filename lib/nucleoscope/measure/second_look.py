@@ -495,11 +495,7 @@ def _empty_cosines(plan: VariantPlan) -> torch.Tensor:
 def compare(windows: Windows, spaces: list[Space]) -> torch.Tensor:
     """The cosines (B, N, G) of the sets of some windows in all geometries; NaN where k = 1."""
     segments = Segments(windows)
-    found = [torch.empty(*windows.extents.shape[:2], len(space.maps), device=windows.ids.device) for space in spaces]
-    for cosines, space in zip(found, spaces, strict=True):
-        for group in segments.split(space):
-            cosines[group.rows] = segments.compare_unweighted(group, space)
-    return torch.cat(found, -1)
+    return torch.cat([segments.compare_unweighted(space) for space in spaces], -1)
 
 
 def _split_tokens(offsets: list[int]) -> Iterator[slice]:

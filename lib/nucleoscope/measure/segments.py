@@ -32,61 +32,90 @@ SUMS_CPU, SUMS_GPU = 2**21, 2**28
 
 
 class Group(NamedTuple):
-    """Tokens that are compared at once: their places ``rows`` (B',), and how many of the first candidates of each are
-    compared one by one, and how many segments of others."""
+    """B' consecutive tokens, in the order of a `Segments`, that are compared at once: their places ``rows``, and how
+    many of the first candidates of each are compared one by one, and how many segments of others."""
 
-    rows: torch.Tensor
+    rows: slice
     lead: int
     segments: int
+
+    def count_segments(self) -> int:
+        """How many there are of all tokens together."""
+        return (self.rows.stop - self.rows.start) * self.segments
+
+
+class Tails(NamedTuple):
+    """What is added up of S segments.
+
+    ``sums`` (S, kinds, G, d) are those of their rows in each geometry, with the scales of the rows as weights, and, if
+    there are two ``kinds``, with the scales times the weights of the tokens. ``squares`` (S, kinds, 1 or G) are the
+    sums of the squares of the lengths of what was added.
+    """
+
+    sums: torch.Tensor
+    squares: torch.Tensor
 
 
 class Segments:
     """The windows of B tokens in M consecutive segments each: the first `LEAD` likeliest candidates are one each, the
-    others are cut where a set begins or ends. Some segments are empty."""
+    others are cut where a set begins or ends. Some segments are empty.
+
+    Tokens are in an order of their own (``order``), in which those with about as many candidates and segments follow
+    each other. All that the methods return is in the order of the windows.
+    """
 
     def __init__(self, windows: Windows):
         ids, probs, offsets, extents = windows
-        self.ids, self.probs, self.extents = ids, probs, extents
-        self.lengths, begins = offsets.diff(), offsets[:-1]
+        self.ids, self.probs = ids, probs
+        lengths, begins = offsets.diff(), offsets[:-1]
         # the sets that are prefixes in all rows have one bound each
         plain = ((extents[..., 0] == 0) & (extents[..., 1] == extents[..., 3])).all(0)
+        self.irregular = torch.nonzero(~plain)[:, 0]
         bounds = torch.cat((extents[:, plain, 3], extents[:, ~plain].flatten(1)), 1).sort(1).values.clamp_min(LEAD)
         start = pad(bounds[:, :-1], (1, 0), value=LEAD)
         sizes = bounds - start
         # many are empty, because many sets are the same: those of each row come last, as many as all rows have are cut
-        most = int((sizes > 0).sum(1).max()) if len(sizes) else 0
-        order = (sizes == 0).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+        numbers = (sizes > 0).sum(1)
+        most = int(numbers.max()) if len(sizes) else 0
+        chosen = (sizes == 0).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
         places = torch.arange(LEAD, device=ids.device).expand(len(start), -1)
-        start = torch.cat((places, start.gather(1, order)), 1)  # (B, M)
-        self.sizes = torch.cat(((places < self.lengths[:, None]).to(sizes.dtype), sizes.gather(1, order)), 1)
+        start = torch.cat((places, start.gather(1, chosen)), 1)  # (B, M)
+        sizes = torch.cat(((places < lengths[:, None]).to(sizes.dtype), sizes.gather(1, chosen)), 1)
+        self.edges = pad(sizes.flatten().cumsum(0), (1, 0))
+        # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight, the others would
+        # be lost as a difference of numbers close to 1. The others are in units of the second likeliest: p may be tiny.
+        second = probs[torch.minimum(begins + 1, offsets[1:] - 1)]
+        unit = torch.repeat_interleave(second, lengths, output_size=len(ids))
+        self.weights = (probs / unit).index_fill(0, begins, 0)  # (K,)
+        place = torch.bucketize(lengths.clamp_max(LEAD), torch.tensor(LEADS, device=ids.device))
+        self.order = (place * (most + 1) + numbers).argsort()
+        self.inverse = self.order.argsort()
+        ordered = (place, numbers, begins, second, start, sizes, extents)
+        place, numbers, begins, second, start, self.sizes, self.extents = (each[self.order] for each in ordered)
+        self.plan = torch.stack((place, numbers))  # (2, B): the place in `LEADS`, and the number of segments
         self.starts = begins[:, None] + start
-        self.places = self.starts[:, :LEAD].clamp_max(max(0, len(ids) - 1))
-        self.lead_ids = ids[self.places]  # (B, LEAD), some of other tokens
-        self.memory: tuple[Space, RowMemory] | None = None
+        places = self.starts[:, :LEAD].clamp_max(max(0, len(ids) - 1))
+        # of the first tokens (B, LEAD); some are those of other windows
+        self.lead_ids, self.lead_probs, self.lead_weights = (pick(each, places) for each in (ids, probs, self.weights))
         # which segments (B, N, M) are in which set
-        place, ends = start[:, None], extents[..., None]
+        place, ends = start[:, None], self.extents[..., None]
         self.members = (place >= ends[:, :, 0]) & (place < ends[:, :, 1])
         self.members |= (place >= ends[:, :, 2]) & (place < ends[:, :, 3])
         self.members &= self.sizes[:, None] > 0
         self.k = self._join(self.sizes)  # (B, N)
         self.mass = self._join(self._sum(widen(probs)))
-        # The likeliest token is kept separate in the weighted sums: if it has nearly all the weight, the others would
-        # be lost as a difference of numbers close to 1. The others are in units of the second likeliest: p may be tiny.
-        second = torch.minimum(begins + 1, offsets[1:] - 1)
-        index = torch.repeat_interleave(torch.arange(len(start), device=ids.device), self.lengths, output_size=len(ids))
-        self.weights = (probs / probs[second][index]).index_fill(0, begins, 0)  # (K,)
-        self.rest = self._join(self._sum(widen(self.weights)))  # (B, N)
-        self.tail = self.rest * widen(probs[second])[:, None] / self.mass
         squares = self._sum(widen(self.weights).square())
-        self.squares = self._join(squares)
-        # |u_i|^2 and w_i^2 |u_i|^2 of the tokens in segments, if each of them has a direction
-        self.tail_squares = self.sizes[:, LEAD:], squares[:, LEAD:]
+        self.rest, self.squares = self._join(self._sum(widen(self.weights))), self._join(squares)  # (B, N)
+        self.tail = self.rest * widen(second)[:, None] / self.mass
+        # |u_i|^2 and w_i^2 |u_i|^2 of the tokens in segments (B, T, 2), if each of them has a direction
+        self.tail_squares = torch.stack((widen(self.sizes[:, LEAD:]), squares[:, LEAD:]), -1)
+        self.memory: tuple[Space, RowMemory] | None = None
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sums (B, M, ...) over the segments of values (K, ...)."""
+        """Sums (B, M) over the segments of values (K,)."""
         # The rest of a window belongs to no segment only if no set needs it, which does not happen.
-        edges = pad(self.sizes.flatten().cumsum(0), (1, 0))
-        return torch.segment_reduce(values, "sum", offsets=edges, axis=0).unflatten(0, self.sizes.shape)
+        sums = torch.segment_reduce(values, "sum", offsets=self.edges, axis=0)
+        return sums.unflatten(0, self.sizes.shape).index_select(0, self.order)
 
     def _join(self, sums: torch.Tensor) -> torch.Tensor:
         """Sums (B, N) over the sets of sums (B, M) over the segments."""
@@ -96,18 +125,46 @@ class Segments:
         """k, mass and entropy (B, N) of the sets."""
         wide = widen(self.probs)
         entropy = self.mass.log() - self._join(self._sum(wide * wide.log())) / self.mass
-        return self.k, self.mass, torch.where(self.k == 1, 0, entropy.clamp_min(0))
+        entropy = torch.where(self.k == 1, 0, entropy.clamp_min(0))
+        return self.k[self.inverse], self.mass[self.inverse], entropy[self.inverse]
 
-    def split(self, space: Space) -> Iterator[Group]:
-        """Tokens that have about as many candidates and segments each, and whose rows and sums fit in memory."""
+    def compare(self, space: Space) -> torch.Tensor:
+        """cosine, weighted_cosine and similarity_entropy (B, N, G, 3) of the sets.
+
+        With k = 1 both cosines are NaN: there is no pair. similarity_entropy is NaN for sets that go beyond the `LEAD`
+        likeliest tokens.
+        """
+        shape = len(space.maps), *self.k.shape
+        sums, top_sums = self.mass.new_empty(2, *shape), self.mass.new_empty(shape)
+        entropy = self.probs.new_empty(shape)
+        for group, tails in self._split(space, 2):
+            pairs, sums[:, :, group.rows], top_sums[:, group.rows] = self._multiply(group, tails, space, 2)
+            entropy[:, group.rows] = self._compute_similarity_entropies(group, space, pairs)
+        rest = self.rest.clamp_min(1e-300)
+        top = torch.where(self.extents[..., 0] == 0, 2 * (1 - self.tail), 0)
+        weight = top + self.tail * (1 - self.squares / rest.square())
+        weighted_sums = top * top_sums / rest + self.tail * sums[1] / rest.square()
+        averages = self._average_pairs(sums[0]), _average_pairs(weighted_sums, weight, self.k)
+        return torch.stack((*averages, entropy), -1).permute(1, 2, 0, 3)[self.inverse]
+
+    def compare_unweighted(self, space: Space) -> torch.Tensor:
+        """cosine (B, N, G) alone, for which half of the sums are enough."""
+        sums = self.mass.new_empty(len(space.maps), *self.k.shape)
+        for group, tails in self._split(space, 1):
+            sums[:, group.rows] = self._multiply(group, tails, space, 1)[1][0]
+        return self._average_pairs(sums).permute(1, 2, 0)[self.inverse]
+
+    def _average_pairs(self, sums: torch.Tensor) -> torch.Tensor:
+        return _average_pairs(sums, self.k * (self.k - 1), self.k)
+
+    def _split(self, space: Space, kinds: int) -> Iterator[tuple[Group, Tails | None]]:
+        """Tokens that have about as many candidates and segments each, and whose rows and sums fit in memory, and what
+        is added up of their segments, if they have any."""
         cpu, width = self.ids.device.type == "cpu", space.embedding.shape[1]
         most_rows = (PIECE_CPU if cpu else PIECE_GPU) // max(width, LEAD * len(space.maps))
-        most_sums = (SUMS_CPU if cpu else SUMS_GPU) // (width * 2 * len(space.maps))
-        place = torch.bucketize(self.lengths.clamp_max(LEAD), torch.tensor(LEADS, device=self.ids.device))
-        numbers = (self.sizes[:, LEAD:] > 0).sum(1)
-        order = (place * (self.sizes.shape[1] + 1) + numbers).argsort()
-        places, numbers = torch.stack((place, numbers))[:, order].tolist()
-        start = 0
+        most_sums = (SUMS_CPU if cpu else SUMS_GPU) // (width * kinds * len(space.maps))
+        places, numbers = self.plan.tolist()
+        groups, start = list[Group](), 0
         for end in range(1, len(places) + 1):
             if (
                 end == len(places)
@@ -116,64 +173,114 @@ class Segments:
                 or (end + 1 - start) * LEADS[places[end]] > most_rows
                 or (end + 1 - start) * numbers[end] > most_sums
             ):
-                yield Group(order[start:end], LEADS[places[start]], numbers[end - 1])
+                groups.append(Group(slice(start, end), LEADS[places[start]], numbers[end - 1]))
                 start = end
+        piece, total = list[Group](), 0
+        for group in groups:
+            if piece and total + group.count_segments() > most_sums:
+                yield from self._add_tails(piece, space, kinds)
+                piece, total = [], 0
+            piece.append(group)
+            total += group.count_segments()
+        yield from self._add_tails(piece, space, kinds)
 
-    def compare(self, group: Group, space: Space) -> torch.Tensor:
-        """cosine, weighted_cosine and similarity_entropy (B', N, G, 3) of the sets of some tokens.
+    def _add_tails(self, groups: list[Group], space: Space, kinds: int) -> Iterator[tuple[Group, Tails | None]]:
+        """Some groups, each with what is added up of its segments: those of all groups are added at once."""
+        counts = [group.count_segments() for group in groups]
+        if not sum(counts):
+            yield from ((group, None) for group in groups)
+            return
+        tails = self._sum_rows(groups, space, kinds)
+        parts = zip(*(each.split(counts) for each in tails), strict=True)
+        for group, count, part in zip(groups, counts, parts, strict=True):
+            yield group, Tails(*part) if count else None
 
-        With k = 1 both cosines are NaN: there is no pair. similarity_entropy is NaN for sets that go beyond the `LEAD`
-        likeliest tokens.
-        """
-        pairs, (sums, weighted_sums), top_sums = self._multiply(group, space, 2)
-        entropy = self._compute_similarity_entropies(group, space, pairs)
-        has_top = self.extents[group.rows, :, 0] == 0
-        k, tail, rest, squares = (each[group.rows] for each in (self.k, self.tail, self.rest, self.squares))
-        rest = rest.clamp_min(1e-300)
-        top = torch.where(has_top, 2 * (1 - tail), 0)
-        weight = top + tail * (1 - squares / rest.square())
-        weighted_sums = top * top_sums / rest + tail * weighted_sums / rest.square()
-        averages = _average_pairs(sums, k * (k - 1), k), _average_pairs(weighted_sums, weight, k)
-        return torch.stack((*averages, entropy), -1).permute(1, 2, 0, 3)
-
-    def compare_unweighted(self, group: Group, space: Space) -> torch.Tensor:
-        """cosine (B', N, G) alone, for which half of the sums are enough."""
-        _, (sums,), _ = self._multiply(group, space, 1)
-        k = self.k[group.rows]
-        return _average_pairs(sums, k * (k - 1), k).permute(1, 2, 0)
-
-    def _multiply(self, group: Group, space: Space, kinds: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _multiply(
+        self, group: Group, tails: Tails | None, space: Space, kinds: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Products of the directions of the first tokens (G, B', L, L), and sums over the pairs of each set.
 
         The sums (kinds, G, B', N) are those of u_i.u_j, and if there are two ``kinds`` those of w_i w_j u_i.u_j; also
         the sums (G, B', N) of w_i u_i.u_0 (of u_i.u_0 with one kind), where token 0 is the likeliest. No token is
         multiplied by itself.
         """
-        rows, lead, number = group
-        ids = self.lead_ids[rows, :lead]
+        ids = self.lead_ids[group.rows, : group.lead]
         centred = space.gather(ids)
         vectors = [_move_rows(ids, centred, each) for each in space.maps]  # (B', L, d) each
         scale = pick(space.scales, ids).permute(2, 0, 1)  # (G, B', L)
         pairs = _multiply_pairs(ids, centred, vectors, scale, space)
-        own = self.members[rows, None, :, :lead].float()  # (B', kinds, N, L)
-        if kinds == 2:
-            own = torch.cat((own, own * self.weights[self.places[rows, None, None, :lead]]), 1)
+        own = self._weigh(group, self.members[group.rows, :, : group.lead], kinds)  # (B', kinds, N, L)
         joined = torch.matmul(own.flatten(1, 2), pairs).unflatten(2, own.shape[1:3])
-        sums, top_sums = widen((joined * own).sum(-1)), widen(joined[:, :, -1, :, 0])
-        if number:
-            tail = self.members[rows, None, :, LEAD : LEAD + number].float()  # (B', 1, N, T)
-            added, self_products = self._sum_rows(group, space, kinds)
-            for place, each in enumerate(space.maps):
-                moved = each.apply(added[:, :, place])  # (B', kinds, T, d)
-                cross = torch.bmm(vectors[place], moved.flatten(1, 2).mT)
-                if each.centre is not None and vectors[place] is centred:
-                    cross -= (moved @ each.centre).flatten(1)[:, None]
-                cross = (cross * scale[place, ..., None]).unflatten(2, (kinds, number)).transpose(1, 2)
-                both = 2 * torch.matmul(own, cross) + torch.matmul(tail, torch.matmul(moved, moved.mT))
-                sums[place] += (both * tail).sum(-1)
-                top_sums[place] += torch.matmul(tail[:, 0], cross[:, -1, 0, :, None])[..., 0]
-            sums -= torch.matmul(widen(tail), self_products)[..., 0]
-        return pairs, sums.movedim(2, 0), top_sums
+        sums, top_sums = widen((joined * own).sum(-1)).movedim(2, 0), widen(joined[:, :, -1, :, 0])
+        if tails is not None:
+            lead = self._sum_lead(group, centred, vectors, scale, space, kinds)
+            more, more_top = self._multiply_tails(group, lead, tails)
+            sums, top_sums = sums + more, top_sums + more_top
+        return pairs, sums, top_sums
+
+    def _weigh(self, group: Group, chosen: torch.Tensor, kinds: int) -> torch.Tensor:
+        """The weights (B', kinds, n, L) of the first tokens in sums of those that are ``chosen`` (B', n, L)."""
+        own = chosen[:, None].float()
+        weights = self.lead_weights[group.rows, None, None, : group.lead]
+        return own if kinds == 1 else torch.cat((own, own * weights), 1)
+
+    def _sum_lead(
+        self,
+        group: Group,
+        centred: torch.Tensor,
+        vectors: list[torch.Tensor],
+        scale: torch.Tensor,
+        space: Space,
+        kinds: int,
+    ) -> torch.Tensor:
+        """Sums (B', G, kinds, n, d) of the directions of first tokens, in sets that go beyond them.
+
+        Those of the likeliest token alone, of all tokens, which are in such a set if it is a prefix, and of those in
+        each of the other sets. The likeliest token has no weight in sums of the second kind, except alone.
+        """
+        every = torch.ones_like(self.lead_ids[group.rows, None, : group.lead], dtype=torch.bool)
+        weights = self._weigh(
+            group, torch.cat((every, self.members[group.rows, self.irregular, : group.lead]), 1), kinds
+        )
+        weights = pad(weights, (0, 0, 1, 0))
+        weights[:, :, 0, 0] = 1
+        weights = (weights[:, None] * scale.transpose(0, 1)[:, :, None, None]).contiguous()  # (B', G, kinds, n, L)
+        sums = centred.new_empty(*weights.shape[:-1], centred.shape[-1])
+        common = [place for place, own in enumerate(vectors) if own is centred]
+        if common:
+            sums[:, common] = torch.bmm(weights[:, common].flatten(1, 3), centred).view_as(sums[:, common])
+        for place, own in enumerate(vectors):
+            if own is not centred:
+                sums[:, place] = torch.bmm(weights[:, place].flatten(1, 2), own).view_as(sums[:, place])
+        norms = weights.sum(-1)
+        for place, each in enumerate(space.maps):
+            if vectors[place] is centred:
+                if each.centre is not None:
+                    sums[:, place].addcmul_(norms[:, place, ..., None], each.centre, value=-1)
+                elif each.basis is not None:
+                    sums[:, place] = each.apply(sums[:, place])
+        return sums
+
+    def _multiply_tails(self, group: Group, lead: torch.Tensor, tails: Tails) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums (kinds, G, B', N) over the pairs of each set of which at least one token is in a segment, and those with
+        the likeliest token (G, B', N). ``lead`` are the sums of `_sum_lead`."""
+        number, n = group.segments, lead.shape[3]
+        kinds = lead.shape[2]
+        sums, squares = (each.unflatten(0, (-1, number)) for each in tails)  # (B', T, kinds, G, ...)
+        vectors = torch.cat((lead, sums.permute(0, 3, 2, 1, 4)), 3)
+        products = torch.matmul(vectors, vectors[..., n:, :].mT)  # (B', G, kinds, n + T, T)
+        tail = self.members[group.rows, :, LEAD : LEAD + number].float()  # (B', N, T)
+        # pairs of a first token and another one are counted twice, as those of two others are
+        first = torch.zeros(tail.shape[1], n, device=tail.device)
+        first[:, 1] = 2
+        first[self.irregular] = 0
+        first[self.irregular, torch.arange(2, n, device=tail.device)] = 2
+        factors = torch.cat((first.expand(len(tail), -1, -1), tail), 2)  # (B', N, n + T)
+        both = torch.bmm(factors, products.permute(0, 3, 1, 2, 4).flatten(2)).unflatten(2, (-1, kinds, number))
+        more = widen((both * tail[:, :, None, None]).sum(-1)).permute(3, 2, 0, 1)
+        alone = torch.matmul(widen(tail), squares.flatten(2)).unflatten(2, squares.shape[2:])  # (B', N, kinds, 1 or G)
+        top = torch.matmul(tail, products[:, :, -1, 0].mT)  # (B', N, G)
+        return more - alone.permute(2, 3, 0, 1), widen(top).permute(2, 0, 1)
 
     def _compute_similarity_entropies(self, group: Group, space: Space, pairs: torch.Tensor) -> torch.Tensor:
         """similarity_entropy (G, B', N) in nats; NaN for sets that go beyond the first L tokens.
@@ -181,7 +288,7 @@ class Segments:
         ``pairs`` are the products (G, B', L, L) of these tokens' directions, and are overwritten.
         """
         rows, lead, _ = group
-        q = torch.where(self.members[rows, :, :lead], self.probs[self.places[rows, None, :lead]], 0)
+        q = torch.where(self.members[rows, :, :lead], self.lead_probs[rows, None, :lead], 0)
         q /= q.sum(-1, keepdim=True).clamp_min(1e-30)
         expected = space.expected[:, None, None, None]
         unlike = torch.where(1 - expected > LEAST_UNLIKE, 1 - expected, torch.nan)
@@ -199,17 +306,12 @@ class Segments:
             self.memory = space, space.allocate(max(_count_added(space), CHUNKS[-1]))
         return self.memory[1]
 
-    def _sum_rows(self, group: Group, space: Space, kinds: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums (B', kinds, G, T, d) of centred rows in the T segments after the first tokens.
-
-        For each geometry they have its scales as weights, and then the scales times the weights of the tokens. Also
-        sums (1 or G, B', kinds, T, 1) of the squares of what was added to the sums of directions.
-        """
-        rows, number = group.rows, group.segments
-        sizes = self.sizes[rows, LEAD : LEAD + number]
-        shape, sizes = sizes.shape, sizes.flatten()
+    def _sum_rows(self, groups: list[Group], space: Space, kinds: int) -> Tails:
+        """What is added up of the segments after the first tokens of some groups, group by group and token by token."""
+        chosen = [(group.rows, slice(LEAD, LEAD + group.segments)) for group in groups if group.segments]
+        sizes, starts = (torch.cat([each[part].flatten() for part in chosen]) for each in (self.sizes, self.starts))
         edges = pad(sizes.cumsum(0), (1, 0))
-        places = torch.repeat_interleave(self.starts[rows, LEAD : LEAD + number].flatten() - edges[:-1], sizes)
+        places = torch.repeat_interleave(starts - edges[:-1], sizes)
         places += torch.arange(len(places), device=places.device)
         ids = pick(self.ids, places)
         scales = pick(space.scales, ids)  # (K', G)
@@ -219,20 +321,23 @@ class Segments:
         sums = _add_rows(ids, weights, edges, space, self._lend_memory(space))
         norms = torch.segment_reduce(weights, "sum", offsets=edges, axis=0)
         centres = torch.stack([space.mean if each.centre is None else space.mean + each.centre for each in space.maps])
-        sums.addcmul_(norms[..., None], centres.repeat(kinds, 1), value=-1)
+        sums = sums.addcmul_(norms[..., None], centres.repeat(kinds, 1), value=-1).unflatten(1, (kinds, -1))
+        for place, each in enumerate(space.maps):
+            if each.whitening is not None or each.basis is not None:
+                sums[:, :, place] = each.apply(sums[:, :, place])
         if all(each.is_complete for each in space.maps):
-            squares = torch.stack([widen(each[rows, :number]) for each in self.tail_squares[:kinds]], 1)[None]
+            parts = [(group.rows, slice(group.segments)) for group in groups if group.segments]
+            squares = torch.cat([self.tail_squares[part].flatten(0, 1) for part in parts])[:, :kinds, None]
         else:
             squares = widen(scales > 0)
             if kinds == 2:
                 squares = torch.cat((squares, squares * widen(pick(self.weights, places)).square()[:, None]), 1)
-            squares = torch.segment_reduce(squares, "sum", offsets=edges, axis=0)
-            squares = squares.unflatten(1, (kinds, -1)).unflatten(0, shape).permute(3, 0, 2, 1)
-        return sums.view(*shape, kinds, -1, sums.shape[-1]).permute(0, 2, 3, 1, 4), squares[..., None]
+            squares = torch.segment_reduce(squares, "sum", offsets=edges, axis=0).unflatten(1, (kinds, -1))
+        return Tails(sums, squares)
 
 
 def _average_pairs(sums: torch.Tensor, weight: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Mean cosines (G, B', N) float32 from sums over pairs, and their weight (B', N); NaN with k = 1."""
+    """Mean cosines (G, B, N) float32 from sums over pairs, and their weight (B, N); NaN with k = 1."""
     alone = k == 1
     return torch.where(alone, torch.nan, (sums / torch.where(alone, 1, weight)).clamp(-1, 1)).float()
 
@@ -301,12 +406,16 @@ def _add_rows(
     start = edges[segment] + part * CHUNKS[-1]
     end = torch.minimum(start + CHUNKS[-1], edges[segment + 1])
     kind = torch.bucketize(end - start, torch.tensor(CHUNKS, device=device))
+    most_sums = (SUMS_CPU if device.type == "cpu" else SUMS_GPU) // sums[0].numel()
     for place, size in enumerate(CHUNKS):
-        index = torch.arange(size, device=device)
-        for chosen in _split(torch.nonzero(kind == place)[:, 0], _count_added(space) // size):
+        index, at_once = torch.arange(size, device=device), max(1, _count_added(space) // size)
+        for chosen in _split(torch.nonzero(kind == place)[:, 0], most_sums):
             places = start[chosen][:, None] + index
             places = torch.where(places < end[chosen][:, None], places, len(ids) - 1)
-            added = torch.bmm(pick(weights, places).mT, space.gather_raw(pick(ids, places), memory))
+            own, factors = pick(ids, places), pick(weights, places).mT
+            added = sums.new_empty(len(chosen), *sums.shape[1:])
+            for part in (slice(row, row + at_once) for row in range(0, len(chosen), at_once)):
+                torch.bmm(factors[part], space.gather_raw(own[part], memory), out=added[part])
             sums.index_add_(0, segment[chosen], added)
     return sums
 

@@ -65,8 +65,7 @@ class Variants:
         column = len(OF_SET)
         for space in self.spaces:
             end = column + len(OF_VARIANT) * len(space.maps)
-            for group in segments.split(space):
-                values[group.rows, :, column:end] = segments.compare(group, space).flatten(2)
+            values[..., column:end] = segments.compare(space).flatten(2)
             column = end
         return values
 
