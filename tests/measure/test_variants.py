@@ -168,9 +168,9 @@ def test_the_unweighted_cosine_alone_is_the_same_in_every_geometry():
     logits, embedding = draw(6, 90, 8)
     embedding[::7] = 0
     measured = Variants(variants.parse("default"), embedding, None, torch.ones(90))
-    found = Segments(find_windows(logits, compute_full_entropies(logits).entropy, measured.sets))
+    windows = find_windows(logits, compute_full_entropies(logits).entropy, measured.sets)
     (space,) = measured.spaces
-    both, alone = found.compare(space)[..., 0], found.compare_unweighted(space)
+    both, alone = Segments(windows).compare(space)[..., 0], Segments(windows, lead=0).compare_unweighted(space)
     torch.testing.assert_close(alone, both, rtol=0, atol=1e-6, equal_nan=True)
     assert 0 < alone.isnan().float().mean() < 1
 

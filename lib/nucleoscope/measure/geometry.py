@@ -68,7 +68,8 @@ class Map:
 class Space:
     """One embedding matrix (V, d) of any floating type, the mean (d,) of its rows, and the geometries on it.
 
-    ``scales`` (V, G) are the scales of all ``maps``, and ``expected`` (G,) their expected cosines.
+    ``scales`` (V, G) are the scales of all ``maps``, ``expected`` (G,) their expected cosines, and ``centres`` (G, d)
+    what they subtract from centred rows before anything else.
     """
 
     embedding: torch.Tensor
@@ -76,6 +77,7 @@ class Space:
     maps: list[Map]
     scales: torch.Tensor
     expected: torch.Tensor
+    centres: torch.Tensor
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows (..., d) of the matrix minus their mean, in float32, on the device of the mean."""
@@ -143,7 +145,7 @@ def _find_common(one: list[int], other: list[int]) -> list[int]:
 def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: torch.Tensor, device) -> Space:
     size, width = matrix.shape
     total = sum(widen(rows).sum(0) for _, rows in _split(matrix, device))
-    space = Space(matrix, (total / size).float(), [], torch.empty(0), torch.empty(0))
+    space = Space(matrix, (total / size).float(), [], *[torch.empty(0)] * 3)
     needed = {each.name for each in geometries}
     vectors = values = centre = None
     if needed & {"whitened", "all_but_top_3", "all_but_top_d100"}:
@@ -174,7 +176,9 @@ def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: to
 def _join_maps(space: Space, maps: list[Map]) -> Space:
     """The space with these of its maps, and what is read of all of them at once."""
     expected = torch.tensor([each.expected for each in maps], device=space.mean.device)
-    return Space(space.embedding, space.mean, maps, torch.stack([each.scale for each in maps], 1), expected)
+    scales = torch.stack([each.scale for each in maps], 1)
+    centres = torch.stack([torch.zeros_like(space.mean) if each.centre is None else each.centre for each in maps])
+    return Space(space.embedding, space.mean, maps, scales, expected, centres)
 
 
 def _measure_rows(space: Space) -> None:

@@ -494,7 +494,7 @@ def _empty_cosines(plan: VariantPlan) -> torch.Tensor:
 
 def compare(windows: Windows, spaces: list[Space]) -> torch.Tensor:
     """The cosines (B, N, G) of the sets of some windows in all geometries; NaN where k = 1."""
-    segments = Segments(windows)
+    segments = Segments(windows, lead=0)
     return torch.cat([segments.compare_unweighted(space) for space in spaces], -1)
 
 

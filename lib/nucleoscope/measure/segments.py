@@ -57,28 +57,28 @@ class Tails(NamedTuple):
 
 
 class Segments:
-    """The windows of B tokens in M consecutive segments each: the first `LEAD` likeliest candidates are one each, the
+    """The windows of B tokens in M consecutive segments each: the first ``lead`` likeliest candidates are one each, the
     others are cut where a set begins or ends. Some segments are empty.
 
     Tokens are in an order of their own (``order``), in which those with about as many candidates and segments follow
     each other. All that the methods return is in the order of the windows.
     """
 
-    def __init__(self, windows: Windows):
+    def __init__(self, windows: Windows, lead: int = LEAD):
         ids, probs, offsets, extents = windows
-        self.ids, self.probs = ids, probs
+        self.ids, self.probs, self.lead = ids, probs, lead
         lengths, begins = offsets.diff(), offsets[:-1]
         # the sets that are prefixes in all rows have one bound each
         plain = ((extents[..., 0] == 0) & (extents[..., 1] == extents[..., 3])).all(0)
         self.irregular = torch.nonzero(~plain)[:, 0]
-        bounds = torch.cat((extents[:, plain, 3], extents[:, ~plain].flatten(1)), 1).sort(1).values.clamp_min(LEAD)
-        start = pad(bounds[:, :-1], (1, 0), value=LEAD)
+        bounds = torch.cat((extents[:, plain, 3], extents[:, ~plain].flatten(1)), 1).sort(1).values.clamp_min(lead)
+        start = pad(bounds[:, :-1], (1, 0), value=lead)
         sizes = bounds - start
         # many are empty, because many sets are the same: those of each row come last, as many as all rows have are cut
         numbers = (sizes > 0).sum(1)
         most = int(numbers.max()) if len(sizes) else 0
         chosen = (sizes == 0).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
-        places = torch.arange(LEAD, device=ids.device).expand(len(start), -1)
+        places = torch.arange(lead, device=ids.device).expand(len(start), -1)
         start = torch.cat((places, start.gather(1, chosen)), 1)  # (B, M)
         sizes = torch.cat(((places < lengths[:, None]).to(sizes.dtype), sizes.gather(1, chosen)), 1)
         self.edges = pad(sizes.flatten().cumsum(0), (1, 0))
@@ -87,15 +87,15 @@ class Segments:
         second = probs[torch.minimum(begins + 1, offsets[1:] - 1)]
         unit = torch.repeat_interleave(second, lengths, output_size=len(ids))
         self.weights = (probs / unit).index_fill(0, begins, 0)  # (K,)
-        place = torch.bucketize(lengths.clamp_max(LEAD), torch.tensor(LEADS, device=ids.device))
+        place = torch.bucketize(lengths.clamp_max(lead), torch.tensor(LEADS, device=ids.device))
         self.order = (place * (most + 1) + numbers).argsort()
         self.inverse = self.order.argsort()
         ordered = (place, numbers, begins, second, start, sizes, extents)
         place, numbers, begins, second, start, self.sizes, self.extents = (each[self.order] for each in ordered)
         self.plan = torch.stack((place, numbers))  # (2, B): the place in `LEADS`, and the number of segments
         self.starts = begins[:, None] + start
-        places = self.starts[:, :LEAD].clamp_max(max(0, len(ids) - 1))
-        # of the first tokens (B, LEAD); some are those of other windows
+        places = self.starts[:, :lead].clamp_max(max(0, len(ids) - 1))
+        # of the first tokens (B, lead); some are those of other windows
         self.lead_ids, self.lead_probs, self.lead_weights = (pick(each, places) for each in (ids, probs, self.weights))
         # which segments (B, N, M) are in which set
         place, ends = start[:, None], self.extents[..., None]
@@ -108,7 +108,7 @@ class Segments:
         self.rest, self.squares = self._join(self._sum(widen(self.weights))), self._join(squares)  # (B, N)
         self.tail = self.rest * widen(second)[:, None] / self.mass
         # |u_i|^2 and w_i^2 |u_i|^2 of the tokens in segments (B, T, 2), if each of them has a direction
-        self.tail_squares = torch.stack((widen(self.sizes[:, LEAD:]), squares[:, LEAD:]), -1)
+        self.tail_squares = torch.stack((widen(self.sizes[:, lead:]), squares[:, lead:]), -1)
         self.memory: tuple[Space, RowMemory] | None = None
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -129,7 +129,7 @@ class Segments:
         return self.k[self.inverse], self.mass[self.inverse], entropy[self.inverse]
 
     def compare(self, space: Space) -> torch.Tensor:
-        """cosine, weighted_cosine and similarity_entropy (B, N, G, 3) of the sets.
+        """cosine, weighted_cosine and similarity_entropy (B, N, G, 3) of the sets. It needs a ``lead`` of `LEAD`.
 
         With k = 1 both cosines are NaN: there is no pair. similarity_entropy is NaN for sets that go beyond the `LEAD`
         likeliest tokens.
@@ -138,7 +138,7 @@ class Segments:
         sums, top_sums = self.mass.new_empty(2, *shape), self.mass.new_empty(shape)
         entropy = self.probs.new_empty(shape)
         for group, tails in self._split(space, 2):
-            pairs, sums[:, :, group.rows], top_sums[:, group.rows] = self._multiply(group, tails, space, 2)
+            pairs, sums[:, :, group.rows], top_sums[:, group.rows] = self._multiply(group, tails, space)
             entropy[:, group.rows] = self._compute_similarity_entropies(group, space, pairs)
         rest = self.rest.clamp_min(1e-300)
         top = torch.where(self.extents[..., 0] == 0, 2 * (1 - self.tail), 0)
@@ -148,10 +148,11 @@ class Segments:
         return torch.stack((*averages, entropy), -1).permute(1, 2, 0, 3)[self.inverse]
 
     def compare_unweighted(self, space: Space) -> torch.Tensor:
-        """cosine (B, N, G) alone, for which half of the sums are enough."""
+        """cosine (B, N, G) alone, for which sums are enough: it needs a ``lead`` of 0, so that they have all tokens."""
         sums = self.mass.new_empty(len(space.maps), *self.k.shape)
         for group, tails in self._split(space, 1):
-            sums[:, group.rows] = self._multiply(group, tails, space, 1)[1][0]
+            products = _multiply_sums(tails.sums.unflatten(0, (-1, group.segments)))
+            sums[:, group.rows] = self._add_products(group, products, tails)[0]
         return self._average_pairs(sums).permute(1, 2, 0)[self.inverse]
 
     def _average_pairs(self, sums: torch.Tensor) -> torch.Tensor:
@@ -161,19 +162,20 @@ class Segments:
         """Tokens that have about as many candidates and segments each, and whose rows and sums fit in memory, and what
         is added up of their segments, if they have any."""
         cpu, width = self.ids.device.type == "cpu", space.embedding.shape[1]
-        most_rows = (PIECE_CPU if cpu else PIECE_GPU) // max(width, LEAD * len(space.maps))
+        most_rows = (PIECE_CPU if cpu else PIECE_GPU) // max(width, self.lead * len(space.maps))
         most_sums = (SUMS_CPU if cpu else SUMS_GPU) // (width * kinds * len(space.maps))
         places, numbers = self.plan.tolist()
+        leads = [min(LEADS[place], self.lead) for place in places]
         groups, start = list[Group](), 0
         for end in range(1, len(places) + 1):
             if (
                 end == len(places)
-                or places[end] > places[start]
+                or leads[end] > leads[start]
                 or numbers[end] > 2 * numbers[start]
-                or (end + 1 - start) * LEADS[places[end]] > most_rows
+                or (end + 1 - start) * leads[end] > most_rows
                 or (end + 1 - start) * numbers[end] > most_sums
             ):
-                groups.append(Group(slice(start, end), LEADS[places[start]], numbers[end - 1]))
+                groups.append(Group(slice(start, end), leads[start], numbers[end - 1]))
                 start = end
         piece, total = list[Group](), 0
         for group in groups:
@@ -196,33 +198,33 @@ class Segments:
             yield group, Tails(*part) if count else None
 
     def _multiply(
-        self, group: Group, tails: Tails | None, space: Space, kinds: int
+        self, group: Group, tails: Tails | None, space: Space
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Products of the directions of the first tokens (G, B', L, L), and sums over the pairs of each set.
 
-        The sums (kinds, G, B', N) are those of u_i.u_j, and if there are two ``kinds`` those of w_i w_j u_i.u_j; also
-        the sums (G, B', N) of w_i u_i.u_0 (of u_i.u_0 with one kind), where token 0 is the likeliest. No token is
-        multiplied by itself.
+        The sums (2, G, B', N) are those of u_i.u_j and of w_i w_j u_i.u_j; also the sums (G, B', N) of w_i u_i.u_0,
+        where token 0 is the likeliest. No token is multiplied by itself.
         """
         ids = self.lead_ids[group.rows, : group.lead]
         centred = space.gather(ids)
         vectors = [_move_rows(ids, centred, each) for each in space.maps]  # (B', L, d) each
-        scale = pick(space.scales, ids).permute(2, 0, 1)  # (G, B', L)
-        pairs = _multiply_pairs(ids, centred, vectors, scale, space)
-        own = self._weigh(group, self.members[group.rows, :, : group.lead], kinds)  # (B', kinds, N, L)
+        scale = pick(space.scales, ids)  # (B', L, G)
+        pairs = _multiply_pairs(ids, centred, vectors, scale.permute(2, 0, 1), space)
+        own = self._weigh(group, self.members[group.rows, :, : group.lead])  # (B', 2, N, L)
         joined = torch.matmul(own.flatten(1, 2), pairs).unflatten(2, own.shape[1:3])
-        sums, top_sums = widen((joined * own).sum(-1)).movedim(2, 0), widen(joined[:, :, -1, :, 0])
+        sums, top_sums = widen((joined * own).sum(-1)).movedim(2, 0), widen(joined[:, :, 1, :, 0])
         if tails is not None:
-            lead = self._sum_lead(group, centred, vectors, scale, space, kinds)
-            more, more_top = self._multiply_tails(group, lead, tails)
-            sums, top_sums = sums + more, top_sums + more_top
+            lead = self._sum_lead(group, centred, vectors, scale.mT, space)
+            products = _multiply_sums(tails.sums.unflatten(0, (len(lead), -1)), lead)
+            sums = sums + self._add_products(group, products, tails)
+            tail = self.members[group.rows, :, self.lead : self.lead + group.segments].float()
+            top_sums = top_sums + widen(torch.matmul(tail, products[:, :, 1, 0].mT)).permute(2, 0, 1)
         return pairs, sums, top_sums
 
-    def _weigh(self, group: Group, chosen: torch.Tensor, kinds: int) -> torch.Tensor:
-        """The weights (B', kinds, n, L) of the first tokens in sums of those that are ``chosen`` (B', n, L)."""
+    def _weigh(self, group: Group, chosen: torch.Tensor) -> torch.Tensor:
+        """The weights (B', 2, n, L) of the first tokens in sums of those that are ``chosen`` (B', n, L)."""
         own = chosen[:, None].float()
-        weights = self.lead_weights[group.rows, None, None, : group.lead]
-        return own if kinds == 1 else torch.cat((own, own * weights), 1)
+        return torch.cat((own, own * self.lead_weights[group.rows, None, None, : group.lead]), 1)
 
     def _sum_lead(
         self,
@@ -231,56 +233,51 @@ class Segments:
         vectors: list[torch.Tensor],
         scale: torch.Tensor,
         space: Space,
-        kinds: int,
     ) -> torch.Tensor:
-        """Sums (B', G, kinds, n, d) of the directions of first tokens, in sets that go beyond them.
+        """Sums (B', G, 2, n, d) of the directions of first tokens that are in the same set as tokens after them.
 
-        Those of the likeliest token alone, of all tokens, which are in such a set if it is a prefix, and of those in
-        each of the other sets. The likeliest token has no weight in sums of the second kind, except alone.
+        These are the likeliest token alone, all of the first tokens, for sets that are prefixes, and some of them for
+        each of the other sets. The likeliest token has a weight in sums of the second kind only where it is alone.
+        ``scale`` (B', G, L) are the scales of the rows.
         """
         every = torch.ones_like(self.lead_ids[group.rows, None, : group.lead], dtype=torch.bool)
-        weights = self._weigh(
-            group, torch.cat((every, self.members[group.rows, self.irregular, : group.lead]), 1), kinds
-        )
-        weights = pad(weights, (0, 0, 1, 0))
+        some = self.members[group.rows, :, : group.lead].index_select(1, self.irregular)
+        weights = pad(self._weigh(group, torch.cat((every, some), 1)), (0, 0, 1, 0))
         weights[:, :, 0, 0] = 1
-        weights = (weights[:, None] * scale.transpose(0, 1)[:, :, None, None]).contiguous()  # (B', G, kinds, n, L)
+        weights = (weights[:, None] * scale[:, :, None, None]).contiguous()  # (B', G, 2, n, L)
         sums = centred.new_empty(*weights.shape[:-1], centred.shape[-1])
         common = [place for place, own in enumerate(vectors) if own is centred]
         if common:
-            sums[:, common] = torch.bmm(weights[:, common].flatten(1, 3), centred).view_as(sums[:, common])
-        for place, own in enumerate(vectors):
+            found = torch.bmm(weights[:, common].flatten(1, 3), centred).unflatten(1, (len(common), *sums.shape[2:4]))
+            norms, centres = weights[:, common].sum(-1, keepdim=True), space.centres[common, None, None]
+            sums[:, common] = found.addcmul_(norms, centres, value=-1)
+        for place, (own, each) in enumerate(zip(vectors, space.maps, strict=True)):
             if own is not centred:
                 sums[:, place] = torch.bmm(weights[:, place].flatten(1, 2), own).view_as(sums[:, place])
-        norms = weights.sum(-1)
-        for place, each in enumerate(space.maps):
-            if vectors[place] is centred:
-                if each.centre is not None:
-                    sums[:, place].addcmul_(norms[:, place, ..., None], each.centre, value=-1)
-                elif each.basis is not None:
-                    sums[:, place] = each.apply(sums[:, place])
+            elif each.basis is not None:
+                sums[:, place] = each.apply(sums[:, place])
         return sums
 
-    def _multiply_tails(self, group: Group, lead: torch.Tensor, tails: Tails) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums (kinds, G, B', N) over the pairs of each set of which at least one token is in a segment, and those with
-        the likeliest token (G, B', N). ``lead`` are the sums of `_sum_lead`."""
-        number, n = group.segments, lead.shape[3]
-        kinds = lead.shape[2]
-        sums, squares = (each.unflatten(0, (-1, number)) for each in tails)  # (B', T, kinds, G, ...)
-        vectors = torch.cat((lead, sums.permute(0, 3, 2, 1, 4)), 3)
-        products = torch.matmul(vectors, vectors[..., n:, :].mT)  # (B', G, kinds, n + T, T)
-        tail = self.members[group.rows, :, LEAD : LEAD + number].float()  # (B', N, T)
-        # pairs of a first token and another one are counted twice, as those of two others are
-        first = torch.zeros(tail.shape[1], n, device=tail.device)
-        first[:, 1] = 2
-        first[self.irregular] = 0
-        first[self.irregular, torch.arange(2, n, device=tail.device)] = 2
-        factors = torch.cat((first.expand(len(tail), -1, -1), tail), 2)  # (B', N, n + T)
+    def _add_products(self, group: Group, products: torch.Tensor, tails: Tails) -> torch.Tensor:
+        """Sums (kinds, G, B', N) over the pairs of each set of which at least one token is in a segment.
+
+        ``products`` (B', G, kinds, n + T, T) are those of the sums of n sets of first tokens (`_sum_lead`), and of all
+        T segments, with the segments.
+        """
+        number, kinds = group.segments, products.shape[2]
+        n = products.shape[3] - number
+        tail = self.members[group.rows, :, self.lead : self.lead + number].float()  # (B', N, T)
+        factors = tail
+        if n:  # a pair of a first token and another one counts twice, as one of two others does
+            first = torch.zeros(tail.shape[1], n, device=tail.device)
+            first[:, 1] = 2
+            first[self.irregular] = 0
+            first[self.irregular, torch.arange(2, n, device=tail.device)] = 2
+            factors = torch.cat((first.expand(len(tail), -1, -1), tail), 2)  # (B', N, n + T)
         both = torch.bmm(factors, products.permute(0, 3, 1, 2, 4).flatten(2)).unflatten(2, (-1, kinds, number))
-        more = widen((both * tail[:, :, None, None]).sum(-1)).permute(3, 2, 0, 1)
+        squares = tails.squares.unflatten(0, (-1, number))  # (B', T, kinds, 1 or G)
         alone = torch.matmul(widen(tail), squares.flatten(2)).unflatten(2, squares.shape[2:])  # (B', N, kinds, 1 or G)
-        top = torch.matmul(tail, products[:, :, -1, 0].mT)  # (B', N, G)
-        return more - alone.permute(2, 3, 0, 1), widen(top).permute(2, 0, 1)
+        return widen((both * tail[:, :, None, None]).sum(-1)).permute(3, 2, 0, 1) - alone.permute(2, 3, 0, 1)
 
     def _compute_similarity_entropies(self, group: Group, space: Space, pairs: torch.Tensor) -> torch.Tensor:
         """similarity_entropy (G, B', N) in nats; NaN for sets that go beyond the first L tokens.
@@ -308,7 +305,7 @@ class Segments:
 
     def _sum_rows(self, groups: list[Group], space: Space, kinds: int) -> Tails:
         """What is added up of the segments after the first tokens of some groups, group by group and token by token."""
-        chosen = [(group.rows, slice(LEAD, LEAD + group.segments)) for group in groups if group.segments]
+        chosen = [(group.rows, slice(self.lead, self.lead + group.segments)) for group in groups if group.segments]
         sizes, starts = (torch.cat([each[part].flatten() for part in chosen]) for each in (self.sizes, self.starts))
         edges = pad(sizes.cumsum(0), (1, 0))
         places = torch.repeat_interleave(starts - edges[:-1], sizes)
@@ -320,10 +317,10 @@ class Segments:
             weights = torch.cat((scales, scales * pick(self.weights, places)[:, None]), 1)
         sums = _add_rows(ids, weights, edges, space, self._lend_memory(space))
         norms = torch.segment_reduce(weights, "sum", offsets=edges, axis=0)
-        centres = torch.stack([space.mean if each.centre is None else space.mean + each.centre for each in space.maps])
-        sums = sums.addcmul_(norms[..., None], centres.repeat(kinds, 1), value=-1).unflatten(1, (kinds, -1))
+        centres = (space.mean + space.centres).repeat(kinds, 1)
+        sums = sums.addcmul_(norms[..., None], centres, value=-1).unflatten(1, (kinds, -1))
         for place, each in enumerate(space.maps):
-            if each.whitening is not None or each.basis is not None:
+            if each.basis is not None or each.whitening is not None:
                 sums[:, :, place] = each.apply(sums[:, :, place])
         if all(each.is_complete for each in space.maps):
             parts = [(group.rows, slice(group.segments)) for group in groups if group.segments]
@@ -340,6 +337,14 @@ def _average_pairs(sums: torch.Tensor, weight: torch.Tensor, k: torch.Tensor) ->
     """Mean cosines (G, B, N) float32 from sums over pairs, and their weight (B, N); NaN with k = 1."""
     alone = k == 1
     return torch.where(alone, torch.nan, (sums / torch.where(alone, 1, weight)).clamp(-1, 1)).float()
+
+
+def _multiply_sums(sums: torch.Tensor, lead: torch.Tensor | None = None) -> torch.Tensor:
+    """Products (B', G, kinds, n + T, T) of sums (B', T, kinds, G, d) with each other, and of ``lead`` (B', G, kinds, n,
+    d) with them."""
+    sums = sums.permute(0, 3, 2, 1, 4)
+    every = sums.contiguous() if lead is None else torch.cat((lead, sums), 3)
+    return torch.matmul(every, every[..., every.shape[3] - sums.shape[3] :, :].mT)
 
 
 def _move_rows(ids: torch.Tensor, centred: torch.Tensor, each: Map) -> torch.Tensor:
