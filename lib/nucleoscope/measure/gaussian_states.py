@@ -12,8 +12,8 @@ from nucleoscope.measure import checking
 from nucleoscope.measure.scoring import BATCHED, TextForward
 
 SAME_HALF = 2**-5  # largest difference of logits, as in `checking.TOLERANCES`, in bfloat16 and float16
-WIDEST = 10  # doublings within which the factor is searched for
-HALVINGS = 6  # of the interval of its logarithm: to 1% of the factor
+# Binary logarithms of the factor: the first step of the search, its limit, and its precision (1% of the factor).
+FIRST_STEP, WIDEST, PRECISION = 1 / 4, 10, 1 / 64
 
 
 class OutputLayer:
@@ -98,12 +98,13 @@ def find_factor(compute_median: Callable[[float], float], wanted: float) -> floa
 
     if not exceeds(0) and tried[0] == wanted:
         return 1.0
-    step = 1 if tried[0] > wanted else -1
-    end = step
+    step = FIRST_STEP if tried[0] > wanted else -FIRST_STEP
+    start, end = 0.0, step
     while exceeds(end) == (step > 0) and abs(end) < WIDEST:
-        end += step
-    low, high = sorted((end - step, end))
-    for _ in range(HALVINGS):
+        step *= 2
+        start, end = end, max(-WIDEST, min(end + step, WIDEST))
+    low, high = sorted((start, end))
+    while high - low > PRECISION:
         middle = (low + high) / 2
         low, high = (middle, high) if exceeds(middle) else (low, middle)
     best = min(tried, key=lambda power: (abs(math.log(tried[power] / wanted)), abs(power)))

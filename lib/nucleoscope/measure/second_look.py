@@ -21,12 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nucleoscope import variants
 from nucleoscope.measure import gaussian_states
 from nucleoscope.measure.batching import PASS_TOKENS
-from nucleoscope.measure.candidate_sets import Windows, find_windows
+from nucleoscope.measure.candidate_sets import Windows, arrange_windows, find_likeliest, find_windows, measure_spread
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.measure.geometry import Space, build_spaces, select_spaces
 from nucleoscope.measure.kept_states import KeptStates
 from nucleoscope.measure.model_facts import find_embedding_matrix
-from nucleoscope.measure.nucleus import find_nucleus, scale_logits
+from nucleoscope.measure.nucleus import scale_logits
 from nucleoscope.measure.null_sets import Matching, create_generator, draw_donors, draw_random
 from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.scoring import BATCHED, TextForward, Texts
@@ -376,18 +376,15 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
             continue
         if len(places) < len(logits):
             logits, states = logits[finite], None if states is None else states[finite]
-        windows = find_prefixes(logits, sets)
+        windows, sums = _find_candidates(logits, sets)
         room = int((windows.offsets[1:] <= most - candidates).sum())
         full = room < len(places)
         if full and not parts:
             room = max(1, room)
         if room:
-            logits = logits[:room]
-            if len(totals) != logits.shape[1]:  # of a model with fewer logits than its configuration says, or more
-                totals = totals.new_zeros(logits.shape[1])
-            for rows in split_rows(logits):
-                found = exponentiate(rows)
-                totals += found.total.reciprocal()[:, 0] @ found.exponentials
+            if room < len(places):
+                sums = _find_candidates(logits[:room], sets)[1]
+            totals = totals + sums if len(totals) == len(sums) else sums
             windows = _slice_windows(windows, slice(0, room))
             k, _, values = Segments(windows).summarise()
             windows = windows._replace(ids=windows.ids.int())
@@ -399,6 +396,17 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
     if kept and all(states is not None for states in kept):
         reading.states = torch.cat(kept)
     return _join(parts, totals, len(sets))
+
+
+def _find_candidates(logits: torch.Tensor, sets: Sequence[CandidateSet]) -> tuple[Windows, torch.Tensor]:
+    """The same as `find_prefixes`, and the sums (V,) of the probabilities."""
+    parts, sums = [], torch.zeros(logits.shape[-1], dtype=choose_sum_dtype(logits.device), device=logits.device)
+    for rows in split_rows(logits):
+        found = exponentiate(rows)
+        shares = found.total.reciprocal()[:, 0]
+        parts.append(find_likeliest(found, torch.zeros_like(shares), measure_spread(found, sets), sets))
+        sums += shares @ found.exponentials
+    return arrange_windows(logits, parts, sets), sums
 
 
 def find_prefixes(logits: torch.Tensor, sets: Sequence[CandidateSet]) -> Windows:
@@ -583,6 +591,7 @@ def _find_factor(reading: Reading, states: torch.Tensor, top_p: float, wanted: f
     Where a factor of states is one of their logits, these are computed once and kept until it is found.
     """
     dtype, known = reading.states.dtype, None
+    nucleus = CandidateSet("", "top_p", top_p, "", "")
     if reading.layer.is_homogeneous(states[:1].to(dtype)):
         known = list(reading.compute_logits(states.to(dtype)))
 
@@ -591,7 +600,8 @@ def _find_factor(reading: Reading, states: torch.Tensor, top_p: float, wanted: f
             pieces = reading.compute_logits((factor * states).to(dtype))
         else:
             pieces = (factor * logits.float() for logits in known)
-        return float(torch.cat([find_nucleus(logits, top_p).offsets.diff() for logits in pieces]).median())
+        sizes = [find_prefixes(logits, [nucleus]).offsets.diff() for logits in pieces]
+        return float(torch.cat(sizes).median())
 
     return gaussian_states.find_factor(compute_median, wanted)
 
