@@ -402,7 +402,8 @@ def _add_rows(
     ``memory`` for a while, if there is some.
     """
     device, sizes = ids.device, edges.diff()
-    sums = torch.zeros(len(sizes), weights.shape[1], space.embedding.shape[1], device=device)
+    shape = weights.shape[1], space.embedding.shape[1]
+    sums = torch.zeros(len(sizes), *shape, device=device)
     # what pads a segment has the last of these, with a weight of 0
     ids, weights = pad(ids, (0, 1)), pad(weights, (0, 0, 0, 1))
     counts = (sizes + CHUNKS[-1] - 1) // CHUNKS[-1]
@@ -411,16 +412,17 @@ def _add_rows(
     start = edges[segment] + part * CHUNKS[-1]
     end = torch.minimum(start + CHUNKS[-1], edges[segment + 1])
     kind = torch.bucketize(end - start, torch.tensor(CHUNKS, device=device))
-    most_sums = (SUMS_CPU if device.type == "cpu" else SUMS_GPU) // sums[0].numel()
+    most = (PIECE_CPU if device.type == "cpu" else PIECE_GPU) // (shape[0] * shape[1])
     for place, size in enumerate(CHUNKS):
         index, at_once = torch.arange(size, device=device), max(1, _count_added(space) // size)
-        for chosen in _split(torch.nonzero(kind == place)[:, 0], most_sums):
+        for chosen in _split(torch.nonzero(kind == place)[:, 0], most):
             places = start[chosen][:, None] + index
             places = torch.where(places < end[chosen][:, None], places, len(ids) - 1)
             own, factors = pick(ids, places), pick(weights, places).mT
-            added = sums.new_empty(len(chosen), *sums.shape[1:])
-            for part in (slice(row, row + at_once) for row in range(0, len(chosen), at_once)):
-                torch.bmm(factors[part], space.gather_raw(own[part], memory), out=added[part])
+            added = sums.new_empty(len(chosen), *shape)
+            for row in range(0, len(chosen), at_once):
+                rows = slice(row, row + at_once)
+                torch.bmm(factors[rows], space.gather_raw(own[rows], memory), out=added[rows])
             sums.index_add_(0, segment[chosen], added)
     return sums
 
