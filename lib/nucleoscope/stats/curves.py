@@ -12,6 +12,7 @@ local minimum of the grid's width or more is missed.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import make_lsq_spline
@@ -20,7 +21,7 @@ from scipy.optimize import isotonic_regression
 Array = np.ndarray
 KNOTS = 5  # number of inner knots of the spline
 GRID = 60  # values of b that are tried first
-STEPS = 44  # of the search: 1e-9 of a step of the grid
+STEPS = 30  # of the search: 1e-6 of a step of the grid, and 1e-7 of b
 NEAR = 1e-3  # relative distance of b from a bound that it is on
 SPIKE = 0.01  # what is left in the second bin of a curve that differs from its level in the first bin alone
 FORMULAS = {
@@ -93,7 +94,7 @@ def fit_each(kind: str, x: Array, y: Array, w: Array) -> dict[str, Array]:
         return {"a": a, "c": c}
     if kind == "free":
         rows = zip(y, w, w > 0, strict=True)
-        return {"peak": np.array([_fit_free(x[used], row[used], each[used]).peak for row, each, used in rows])}
+        return {"peak": np.array([_locate_peak(x[used], *_split(row[used], each[used])) for row, each, used in rows])}
     shape, (low, high) = _SHAPES[kind], (0.1 / x[-1], 10 / np.diff(x).min())
     log_b = _search(shape, x, y, w, np.log(low), np.log(high))
     b = np.exp(log_b)
@@ -155,7 +156,7 @@ def _search(shape: Callable[[Array], Array], x: Array, y: Array, w: Array, low: 
         return _project(shape(np.exp(log_b)[:, None] * x), y, w, least=0)[0]
 
     grid = np.linspace(low, high, GRID)
-    errors = np.stack([compute_error(np.full(len(y), each)) for each in grid])
+    errors = np.stack([compute_error(np.array([each])) for each in grid])  # the same b for all rows
     best, step = grid[np.argmin(errors, axis=0)], grid[1] - grid[0]
     left, right = np.maximum(best - step, low), np.minimum(best + step, high)
     golden = (np.sqrt(5) - 1) / 2
@@ -181,12 +182,25 @@ def _fit_free(x: Array, y: Array, w: Array) -> Fit:
     the degrees of freedom in shape-restricted regression"). Between centers the curve is interpolated
     linearly.
     """
-    split = int(np.argmin(_compute_prefix_errors(y, w) + _compute_prefix_errors(y[::-1], w[::-1])[::-1]))
+    split, *top = _split(y, w)
     parts = [(y[:split], w[:split], True), (y[split:], w[split:], False)]
     levels = np.concatenate([isotonic_regression(v, weights=u, increasing=up).x for v, u, up in parts if len(v)])
-    top = np.flatnonzero(levels == levels.max())
     count = 1 + int(np.count_nonzero(np.diff(levels)))
-    return Fit(lambda at: np.interp(at, x, levels), count, peak=float((x[top[0]] + x[top[-1]]) / 2))
+    return Fit(lambda at: np.interp(at, x, levels), count, peak=_locate_peak(x, split, *top))
+
+
+def _split(y: Array, w: Array) -> tuple[int, int, int]:
+    """Where the free curve begins to fall, and the first bin of its highest level, and the first one after it."""
+    rising, falling = _regress_prefixes(y, w), _regress_prefixes(y[::-1], w[::-1])
+    split = int(np.argmin(rising.errors + falling.errors[::-1]))
+    left, right = rising.levels[split], falling.levels[len(y) - split]
+    first = split if left < right else rising.firsts[split]
+    return split, first, split if left > right else len(y) - falling.firsts[len(y) - split]
+
+
+def _locate_peak(x: Array, _: int, first: int, end: int) -> float:
+    """The middle of the highest level of the free curve."""
+    return float((x[first] + x[end - 1]) / 2)
 
 
 def _fit_spline(x: Array, y: Array, w: Array) -> Fit:
@@ -200,18 +214,28 @@ def _fit_spline(x: Array, y: Array, w: Array) -> Fit:
     return Fit(lambda at: curve(np.clip(at, x[0], x[-1])), len(inner) + 4)
 
 
-def _compute_prefix_errors(y: Array, w: Array) -> Array:
-    """Weighted squared errors of the isotonic regressions of y[:i], i = 0 ... len(y)."""
-    errors, total = [0.0], 0.0
-    pools: list[tuple[float, float, float]] = []  # weight, mean, error inside
-    for mean, size in zip(y.tolist(), w.tolist(), strict=True):
+class Prefixes(NamedTuple):
+    """Isotonic regressions of y[:i], i = 0 ... len(y): their weighted squared errors, their last levels (-inf of none),
+    and the first bins that have these levels."""
+
+    errors: Array
+    levels: list[float]
+    firsts: list[int]
+
+
+def _regress_prefixes(y: Array, w: Array) -> Prefixes:
+    errors, levels, firsts, total = [0.0], [-np.inf], [0], 0.0
+    pools: list[tuple[float, float, float, int]] = []  # weight, mean, error inside, first bin
+    for first, (mean, size) in enumerate(zip(y.tolist(), w.tolist(), strict=True)):
         inside = 0.0
         while pools and pools[-1][1] >= mean:
-            other, other_mean, other_inside = pools.pop()
+            other, other_mean, other_inside, first = pools.pop()
             total -= other_inside
             inside += other_inside + size * other / (size + other) * (mean - other_mean) ** 2
             mean, size = (size * mean + other * other_mean) / (size + other), size + other
-        pools.append((size, mean, inside))
+        pools.append((size, mean, inside, first))
         total += inside
         errors.append(total)
-    return np.array(errors)
+        levels.append(mean)
+        firsts.append(first)
+    return Prefixes(np.array(errors), levels, firsts)
