@@ -6,6 +6,8 @@ import io
 import json
 import random
 import re
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -190,6 +192,30 @@ def test_vectors_of_any_kind_are_loaded_as_they_are(folder):
         for left, right in zip(found["more"], more, strict=True):
             assert left.dtype == right.dtype
             assert torch.equal(left, right)
+
+
+def test_records_can_be_arrays_whoever_has_written_them(folder):
+    vectors = [torch.rand(3).half(), torch.tensor([7, 8])]
+    for more in (vectors, [torch.rand(3).bfloat16()]):
+        join([create_record(0), create_record(1) | {"more": more}], folder)
+        ((number, found),) = results.stream_arrays(folder, [1])
+        assert number == 1
+        assert found["prompt"] == create_record(1)["prompt"]
+        for left, right in zip(found["more"], more, strict=True):
+            assert isinstance(left, np.ndarray)
+            np.testing.assert_array_equal(left, right.float() if right.dtype == torch.bfloat16 else right)
+    torch.save([create_record(0)], folder / results.MEASUREMENTS)
+    ((_, found),) = results.stream_arrays(folder)
+    np.testing.assert_array_equal(found["tokens"], create_record(0)["tokens"])
+    assert isinstance(found["top_p_probs"][0], np.ndarray)
+
+
+def test_the_arrays_of_a_runs_own_file_need_no_torch(folder):
+    join(create_mixed(9), folder)
+    code = "import sys; from nucleoscope.store import results; print(len(list(results.stream_arrays(sys.argv[1]))));"
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "9\n"), done.stderr
 
 
 @pytest.mark.parametrize("part", [record_files.PICKLE, record_files.DATA + "2_"])

@@ -166,9 +166,8 @@ def collect_features(folder: Path, model: str, dataset: str) -> tuple[pd.DataFra
 
 def _iterate_candidates(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The sizes of the candidate sets of each prompt's tokens, and their ids, all sets' in a row."""
-    for _, record in results.stream_records(folder, fields=("top_p_tokens",)):
-        steps = [np.asarray(ids) for ids in record["top_p_tokens"]]
-        if steps:
+    for _, record in results.stream_arrays(folder, fields=("top_p_tokens",)):
+        if steps := record["top_p_tokens"]:
             yield np.array(list(map(len, steps))), np.concatenate(steps).astype(np.int64)
 
 

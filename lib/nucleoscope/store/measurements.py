@@ -15,11 +15,15 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nucleoscope.file_errors import find_system_cause, raise_system_error
 from nucleoscope.store.record_files import OpenRecords
 from nucleoscope.wording import MEASURE_AGAIN, count
+
+# numpy and torch are imported where they are used: commands and the Snakefile need only paths.
+if TYPE_CHECKING:
+    import numpy as np
 
 MEASUREMENTS = "measurements.pt"
 STUDY_MEASUREMENTS = "output_*.pt"  # what the published study's code writes in the same folders
@@ -59,6 +63,25 @@ def stream_records(
     other, such as the study's, torch reads everything at once. ValueError names a damaged file, or a prompt that the
     run does not have.
     """
+    for place, record in _stream(folder, prompts, fields):
+        yield place, {name: _make_tensors(value) for name, value in record.items()}
+
+
+def stream_arrays(
+    folder: str | os.PathLike, prompts: Iterable[int] | None = None, fields: Collection[str] | None = None
+) -> Iterator[tuple[int, dict]]:
+    """The same as `stream_records`, with arrays instead of tensors.
+
+    For a file that a run has written, torch, which takes seconds to import, is not needed.
+    """
+    for place, record in _stream(folder, prompts, fields):
+        yield place, {name: _make_arrays(value) for name, value in record.items()}
+
+
+def _stream(
+    folder: str | os.PathLike, prompts: Iterable[int] | None, fields: Collection[str] | None
+) -> Iterator[tuple[int, dict]]:
+    """Records with arrays, if a run has written the file, or with tensors, if torch has read it."""
     path = find_measurements(Path(folder))
     if path is None:
         raise FileNotFoundError(f"no measurements in '{folder}': measure the model first")
@@ -75,7 +98,7 @@ def stream_records(
             except UNREADABLE:  # `load` says what is wrong with the file, or it is the index alone
                 yield from _choose_records(load(path), path, places[number:], fields)
                 return
-            yield place, {name: _make_tensors(value) for name, value in _choose(record, fields).items()}
+            yield place, _choose(record, fields)
 
 
 def _open_records(path: Path) -> OpenRecords | None:
@@ -115,6 +138,20 @@ def _make_tensors(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], np.ndarray):
         return list(map(torch.from_numpy, value))
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _make_arrays(value: Any) -> Any:
+    """The tensors of a record as arrays; bfloat16, which NumPy does not have, becomes float32."""
+
+    def make_array(tensor: Any) -> "np.ndarray":
+        try:
+            return tensor.numpy()
+        except TypeError:
+            return tensor.float().numpy()
+
+    if isinstance(value, list) and value and hasattr(value[0], "numpy"):
+        return list(map(make_array, value))
+    return make_array(value) if hasattr(value, "numpy") else value
 
 
 def _check_records(content: Any, path: str | os.PathLike) -> list[dict]:

@@ -24,7 +24,14 @@ from nucleoscope.store.candidates import (
     tabulate_candidates,
 )
 from nucleoscope.store.integrity import is_permitted
-from nucleoscope.store.measurements import MEASUREMENTS, find_measurements, load, load_records, stream_records
+from nucleoscope.store.measurements import (
+    MEASUREMENTS,
+    find_measurements,
+    load,
+    load_records,
+    stream_arrays,
+    stream_records,
+)
 from nucleoscope.store.run_names import check_model, format_suffix, order_model, order_run, split
 from nucleoscope.store.run_settings import RUN_INFO, Head, compare_settings, list_settings, read_identity, read_settings
 from nucleoscope.store.tokens import TOKENS, add_texts, convert, read_columns, repair_tokens, tabulate, write_tokens
@@ -102,6 +109,7 @@ __all__ = [
     "select",
     "select_choices",
     "shorten_names",
+    "stream_arrays",
     "stream_records",
     "tabulate",
     "tabulate_candidates",

@@ -236,7 +236,7 @@ def load_sums(path: Path, ends: Iterable[int] = ()) -> "np.ndarray":
 
     fields, ends = ("top_p_tokens", "top_p_probs"), list(ends)
     parts = [np.empty((0, 4))]
-    for number, record in results.stream_records(path.parent, fields=fields):
+    for number, record in results.stream_arrays(path.parent, fields=fields):
         if record.get(fields[1]) is None:
             raise ValueError(f"'{path}' has no probabilities of the candidates of prompt {number}: {MEASURE_AGAIN}")
         steps = [np.asarray(probs, dtype=np.float64) for probs in record[fields[1]]]
