@@ -211,6 +211,11 @@ def test_pieces_change_nothing(monkeypatch):
     measured = Variants(EVERYTHING, embedding, None, torch.ones(3000))
     entropy = compute_full_entropies(logits).entropy
     whole = measured.measure(logits, entropy)
+    for name in ("PIECE_CPU", "SUMS_CPU", "ADDED_CPU"):
+        with monkeypatch.context() as smaller:
+            smaller.setattr(segments, name, 3000)
+            found = measured.measure(logits, entropy)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6, equal_nan=True)
     monkeypatch.setattr(segments, "PIECE_CPU", 3000)
     monkeypatch.setattr(segments, "SUMS_CPU", 3000)
     torch.testing.assert_close(measured.measure(logits, entropy), whole, rtol=0, atol=1e-6, equal_nan=True)

@@ -9,6 +9,7 @@ sets are.
 """
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chan
 # Numbers in memory at once: gathered rows, and sums.
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
 SUMS_CPU, SUMS_GPU = 2**21, 2**28
+ADDED_CPU, ADDED_GPU = 2**18, 2**24  # tokens whose weights in all geometries are in memory at once
 
 
 class Group(NamedTuple):
@@ -90,9 +92,12 @@ class Segments:
         place = torch.bucketize(lengths.clamp_max(lead), torch.tensor(LEADS, device=ids.device))
         self.order = (place * (most + 1) + numbers).argsort()
         self.inverse = self.order.argsort()
-        ordered = (place, numbers, begins, second, start, sizes, extents)
-        place, numbers, begins, second, start, self.sizes, self.extents = (each[self.order] for each in ordered)
-        self.plan = torch.stack((place, numbers))  # (2, B): the place in `LEADS`, and the number of segments
+        ordered = (place, numbers, lengths, begins, second, start, sizes, extents)
+        place, numbers, lengths, begins, second, start, self.sizes, self.extents = (
+            each[self.order] for each in ordered
+        )
+        # (3, B): the place in `LEADS`, and the numbers of segments and of the tokens in them
+        self.plan = torch.stack((place, numbers, (lengths - lead).clamp_min(0)))
         self.starts = begins[:, None] + start
         places = self.starts[:, :lead].clamp_max(max(0, len(ids) - 1))
         # of the first tokens (B, lead); some are those of other windows
@@ -164,7 +169,9 @@ class Segments:
         cpu, width = self.ids.device.type == "cpu", space.embedding.shape[1]
         most_rows = (PIECE_CPU if cpu else PIECE_GPU) // max(width, self.lead * len(space.maps))
         most_sums = (SUMS_CPU if cpu else SUMS_GPU) // (width * kinds * len(space.maps))
-        places, numbers = self.plan.tolist()
+        most_added = ADDED_CPU if cpu else ADDED_GPU
+        places, numbers, added = self.plan.tolist()
+        added = [0, *accumulate(added)]  # up to each token
         leads = [min(LEADS[place], self.lead) for place in places]
         groups, start = list[Group](), 0
         for end in range(1, len(places) + 1):
@@ -174,16 +181,18 @@ class Segments:
                 or numbers[end] > 2 * numbers[start]
                 or (end + 1 - start) * leads[end] > most_rows
                 or (end + 1 - start) * numbers[end] > most_sums
+                or added[end + 1] - added[start] > most_added
             ):
                 groups.append(Group(slice(start, end), leads[start], numbers[end - 1]))
                 start = end
-        piece, total = list[Group](), 0
+        piece, segments, tokens = list[Group](), 0, 0
         for group in groups:
-            if piece and total + group.count_segments() > most_sums:
+            own = group.count_segments(), added[group.rows.stop] - added[group.rows.start]
+            if piece and (segments + own[0] > most_sums or tokens + own[1] > most_added):
                 yield from self._add_tails(piece, space, kinds)
-                piece, total = [], 0
+                piece, segments, tokens = [], 0, 0
             piece.append(group)
-            total += group.count_segments()
+            segments, tokens = segments + own[0], tokens + own[1]
         yield from self._add_tails(piece, space, kinds)
 
     def _add_tails(self, groups: list[Group], space: Space, kinds: int) -> Iterator[tuple[Group, Tails | None]]:
