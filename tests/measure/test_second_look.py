@@ -323,6 +323,41 @@ def test_a_factor_that_is_not_needed_is_one_and_one_that_does_not_exist_is_none(
     assert gaussian_states.find_factor(lambda factor: max(1, round(3 / factor)), 1) == pytest.approx(2, rel=0.012)
 
 
+def test_the_search_for_a_factor_goes_at_most_twice_as_far_as_it_must_and_not_where_logits_are_not_finite():
+    tried = []
+
+    def compute_median(factor, largest=math.inf):
+        tried.append(factor)
+        return 400 / factor if factor < largest else 0.0
+
+    assert gaussian_states.find_factor(compute_median, 400 / 17.3) == pytest.approx(17.3, rel=0.012)
+    assert max(tried) < 2 * 17.3
+    assert gaussian_states.find_factor(lambda factor: compute_median(factor, 20), 400 / 17.3) == pytest.approx(
+        17.3, rel=0.012
+    )
+    assert gaussian_states.find_factor(lambda factor: compute_median(factor, 10), 400 / 17.3) is None
+    assert gaussian_states.find_factor(lambda factor: compute_median(factor, 0.9), 400 / 0.3) == pytest.approx(
+        0.3, rel=0.012
+    )
+    assert gaussian_states.find_factor(lambda _: 0.0, 5) is None
+
+
+def test_gaussian_states_whose_logits_overflow_are_left_out(tmp_path, monkeypatch):
+    draw = gaussian_states.draw_states
+
+    def overflow(*given):
+        states = draw(*given)
+        states[3] = torch.inf
+        return states
+
+    *_, whole = complete(tmp_path / "whole", max_tokens=40, skip_check=True)
+    monkeypatch.setattr(gaussian_states, "draw_states", overflow)
+    monkeypatch.setattr(second_look, "_find_factor", lambda *_: 1.0)
+    stored, _, found = complete(tmp_path / "fewer", max_tokens=40, skip_check=True)
+    assert found["gaussian_states"]["states"] == whole["gaussian_states"]["states"] - 1
+    assert (stored[stored["null"] == "gaussian_states"]["k"] >= 1).all()
+
+
 @pytest.mark.parametrize("name", ["capped", "cohere", "granite", "gemma2"])
 def test_a_model_that_scales_or_caps_its_logits_makes_gaussian_states_with_them(tmp_path, name):
     model = create_capped_model() if name == "capped" else configurations.build_model(name)
@@ -430,8 +465,9 @@ def test_flat_distributions_are_looked_at_in_fewer_tokens(tmp_path, monkeypatch)
     model = tiny.create_model(initializer_range=0.01)
     whole, _, info = complete(tmp_path / "whole", model)
     monkeypatch.setattr(second_look, "MOST_CANDIDATES", {"cpu": 2000})
-    part, _, less = complete(tmp_path / "part", model)
+    part, words, less = complete(tmp_path / "part", model)
     assert 0 < less["tokens"] <= 2000 / 250 < info["tokens"]
+    assert words["mean_probability"].sum() == pytest.approx(1)  # of the tokens that were looked at, and no others
     assert part["k"].max() <= whole["k"].max()
 
 

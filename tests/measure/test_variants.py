@@ -15,6 +15,7 @@ from nucleoscope.measure.entropy import compute_full_entropies
 from nucleoscope.measure.geometry import count_usage
 from nucleoscope.measure.segments import Segments
 from nucleoscope.measure.variants import Variants
+from nucleoscope.variants import SETS_BY_NAME, CandidateSet
 
 TOLERANCE = {"cosine": 2e-5, "weighted_cosine": 2e-5, "similarity_entropy": 2e-5}  # of float32 sums
 EVERYTHING = variants.parse("default")
@@ -87,6 +88,7 @@ def check(logits, embedding, output=None, usage=None, selection=EVERYTHING):
     usage = torch.ones(len(embedding)) if usage is None else usage
     measured = Variants(selection, embedding, output, usage)
     values = measured.measure(logits, compute_full_entropies(logits).entropy).double().numpy()
+    cosines = compare_unweighted(measured, logits).double().numpy()  # the same by sums alone
     spaces = {
         name: build_directions(name, output if name == "output" else embedding, usage)
         for name in measured.layout.geometry
@@ -103,11 +105,21 @@ def check(logits, embedding, output=None, usage=None, selection=EVERYTHING):
             for place, (name, u) in enumerate(spaces.items()):
                 expected = compute_values(u, q, ids)
                 found = rest[3 * place : 3 * place + 3]
+                assert cosines[row, number, place] == pytest.approx(expected[0], abs=2e-5, nan_ok=True), (
+                    each.name,
+                    name,
+                )
                 if len(ids) > variants.MOST_PAIRS:
                     assert math.isnan(found[2]), (each.name, name)
                     found, expected = found[:2], expected[:2]
                 for kind, one, other in zip(TOLERANCE, found, expected, strict=False):
                     assert one == pytest.approx(other, abs=TOLERANCE[kind], nan_ok=True), (each.name, name, kind, row)
+
+
+def compare_unweighted(measured, logits):
+    """cosine (B, N, G) as null sets are compared."""
+    windows = find_windows(logits, compute_full_entropies(logits).entropy, measured.sets)
+    return torch.cat([Segments(windows, lead=0).compare_unweighted(space) for space in measured.spaces], -1)
 
 
 def draw(rows, size, width, scale=3.0, seed=0):
@@ -164,17 +176,22 @@ def test_rows_without_a_direction_are_orthogonal_to_all():
     check(logits, torch.ones(90, 8))
 
 
-@pytest.mark.parametrize("strength", [1, 300])
-def test_the_unweighted_cosine_alone_is_the_same_in_every_geometry(strength):
-    logits, embedding = draw(6, 90, 8)
-    embedding[::7] = 0
-    embedding[:, :3] *= strength
-    measured = Variants(variants.parse("default"), embedding, None, torch.ones(90))
+def test_several_sets_that_are_not_prefixes_are_compared_each_by_its_own_tokens():
+    sets = [SETS_BY_NAME["top_k_2"], SETS_BY_NAME["top_p_0.95"]]
+    sets += [CandidateSet(f"typical_{mass}", "typical", mass, "", "") for mass in (0.2, 0.6, 0.9, 0.97)]
+    selection = variants.Selection(tuple(sets), EVERYTHING.geometries)
+    for scale in (0.3, 1, 2):
+        check(*draw(8, 600, 24, scale), selection=selection)
+
+
+def test_segments_are_compared_only_as_they_were_cut():
+    logits, embedding = draw(3, 200, 8, 1)
+    measured = Variants(EVERYTHING, embedding, None, torch.ones(200))
     windows = find_windows(logits, compute_full_entropies(logits).entropy, measured.sets)
-    (space,) = measured.spaces
-    both, alone = Segments(windows).compare(space)[..., 0], Segments(windows, lead=0).compare_unweighted(space)
-    torch.testing.assert_close(alone, both, rtol=0, atol=1e-6 if strength == 1 else 2e-5, equal_nan=True)
-    assert 0 < alone.isnan().float().mean() < 1
+    with pytest.raises(ValueError, match="64 are single"):
+        Segments(windows).compare_unweighted(measured.spaces[0])
+    with pytest.raises(ValueError, match="not 0"):
+        Segments(windows, lead=0).compare(measured.spaces[0])
 
 
 def test_a_geometry_that_leaves_little_of_a_row_is_as_exact():
@@ -213,14 +230,14 @@ def test_pieces_change_nothing(monkeypatch):
     measured = Variants(EVERYTHING, embedding, None, torch.ones(3000))
     entropy = compute_full_entropies(logits).entropy
     whole = measured.measure(logits, entropy)
-    for name in ("PIECE_CPU", "SUMS_CPU", "ADDED_CPU"):
-        with monkeypatch.context() as smaller:
-            smaller.setattr(segments, name, 3000)
-            found = measured.measure(logits, entropy)
-        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6, equal_nan=True)
-    monkeypatch.setattr(segments, "PIECE_CPU", 3000)
-    monkeypatch.setattr(segments, "SUMS_CPU", 3000)
-    torch.testing.assert_close(measured.measure(logits, entropy), whole, rtol=0, atol=1e-6, equal_nan=True)
+    cosines = compare_unweighted(measured, logits)
+    smaller = ("PIECE_CPU", "SUMS_CPU", "WEIGHTS_CPU")
+    for names in (*((name,) for name in smaller), smaller):
+        with monkeypatch.context() as patched:
+            for name in names:
+                patched.setattr(segments, name, 3000)
+            found = measured.measure(logits, entropy), compare_unweighted(measured, logits)
+        torch.testing.assert_close(found, (whole, cosines), rtol=0, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -12,8 +12,9 @@ from nucleoscope.measure import checking
 from nucleoscope.measure.scoring import BATCHED, TextForward
 
 SAME_HALF = 2**-5  # largest difference of logits, as in `checking.TOLERANCES`, in bfloat16 and float16
-# Binary logarithms of the factor: the first step of the search, its limit, and its precision (1% of the factor).
-FIRST_STEP, WIDEST, PRECISION = 1 / 4, 10, 1 / 64
+# Of the binary logarithm of the factor: the first and the largest step of the search, the largest value, and the
+# precision (1% of the factor).
+FIRST_STEP, LARGEST_STEP, WIDEST, PRECISION = 1 / 4, 1, 10, 1 / 64
 
 
 class OutputLayer:
@@ -87,8 +88,9 @@ def draw_states(observed: torch.Tensor, number: int, generator: torch.Generator)
 def find_factor(compute_median: Callable[[float], float], wanted: float) -> float | None:
     """The factor of states, near 1, with which the median k is the ``wanted`` one; None if there is none.
 
-    Larger states make larger logits and so fewer candidates: ``compute_median`` falls with the factor. Of those that
-    were tried, the one with the nearest median is returned, by its logarithm.
+    Larger states make larger logits and so fewer candidates: ``compute_median`` falls with the factor. It is 0 where
+    logits are not finite, because the factor is too large. Of the others that were tried, the one with the nearest
+    median is returned, by its logarithm.
     """
     tried: dict[float, float] = {}
 
@@ -101,12 +103,13 @@ def find_factor(compute_median: Callable[[float], float], wanted: float) -> floa
     step = FIRST_STEP if tried[0] > wanted else -FIRST_STEP
     start, end = 0.0, step
     while exceeds(end) == (step > 0) and abs(end) < WIDEST:
-        step *= 2
+        step = math.copysign(min(2 * abs(step), LARGEST_STEP), step)
         start, end = end, max(-WIDEST, min(end + step, WIDEST))
     low, high = sorted((start, end))
     while high - low > PRECISION:
         middle = (low + high) / 2
         low, high = (middle, high) if exceeds(middle) else (low, middle)
-    best = min(tried, key=lambda power: (abs(math.log(tried[power] / wanted)), abs(power)))
-    crossed = min(tried.values()) <= wanted <= max(tried.values())
-    return 2.0**best if crossed else None
+    tried = {power: median for power, median in tried.items() if median}
+    if not tried or not min(tried.values()) <= wanted <= max(tried.values()):
+        return None
+    return 2.0 ** min(tried, key=lambda power: (abs(math.log(tried[power] / wanted)), abs(power)))

@@ -69,7 +69,7 @@ class Space:
     """One embedding matrix (V, d) of any floating type, the mean (d,) of its rows, and the geometries on it.
 
     ``scales`` (V, G) are the scales of all ``maps``, ``expected`` (G,) their expected cosines, and ``centres`` (G, d)
-    what they subtract from centred rows before anything else.
+    what each map subtracts from centred rows, 0 if it has no centre.
     """
 
     embedding: torch.Tensor
@@ -145,7 +145,8 @@ def _find_common(one: list[int], other: list[int]) -> list[int]:
 def _build_space(geometries: Sequence[Geometry], matrix: torch.Tensor, usage: torch.Tensor, device) -> Space:
     size, width = matrix.shape
     total = sum(widen(rows).sum(0) for _, rows in _split(matrix, device))
-    space = Space(matrix, (total / size).float(), [], *[torch.empty(0)] * 3)
+    nothing = torch.empty(0)  # until the maps are known
+    space = Space(matrix, (total / size).float(), [], scales=nothing, expected=nothing, centres=nothing)
     needed = {each.name for each in geometries}
     vectors = values = centre = None
     if needed & {"whitened", "all_but_top_3", "all_but_top_d100"}:

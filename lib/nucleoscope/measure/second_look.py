@@ -368,7 +368,7 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
     kept: list[torch.Tensor | None] = []
     done, candidates, most = 0, 0, _limit_candidates(device)
     for logits, states in reading.read():
-        finite = logits.amax(-1).isfinite()  # of NaN it is NaN
+        finite = _find_finite(logits)
         places = (done + torch.nonzero(finite)[:, 0]).cpu()
         reading.lost += int((~finite).sum())
         done += len(logits)
@@ -382,7 +382,7 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
         if full and not parts:
             room = max(1, room)
         if room:
-            if room < len(places):
+            if full:
                 sums = _find_candidates(logits[:room], sets)[1]
             totals = totals + sums if len(totals) == len(sums) else sums
             windows = _slice_windows(windows, slice(0, room))
@@ -398,8 +398,13 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
     return _join(parts, totals, len(sets))
 
 
+def _find_finite(logits: torch.Tensor) -> torch.Tensor:
+    """Which rows (B,) of logits (B, V) define a distribution: all of them finite or -inf, and not all -inf."""
+    return logits.amax(-1).isfinite()  # of NaN it is NaN
+
+
 def _find_candidates(logits: torch.Tensor, sets: Sequence[CandidateSet]) -> tuple[Windows, torch.Tensor]:
-    """The same as `find_prefixes`, and the sums (V,) of the probabilities."""
+    """The windows of `find_prefixes`, and the sums (V,) of the probabilities of all rows."""
     parts, sums = [], torch.zeros(logits.shape[-1], dtype=choose_sum_dtype(logits.device), device=logits.device)
     for rows in split_rows(logits):
         found = exponentiate(rows)
@@ -571,7 +576,7 @@ def compare_gaussian_states(
         return [], "left out: no factor gives the observed number of candidates"
     parts, candidates = [], 0
     for logits in reading.compute_logits((factor * states).to(reading.states.dtype)):
-        windows = find_prefixes(logits, plan.sets)
+        windows = find_prefixes(logits[_find_finite(logits)], plan.sets)  # in float16 the largest states may overflow
         for rows in _split_tokens(windows.offsets.tolist()):
             piece = _slice_windows(windows, rows)
             k, _, entropy = Segments(piece).summarise()
@@ -600,7 +605,11 @@ def _find_factor(reading: Reading, states: torch.Tensor, top_p: float, wanted: f
             pieces = reading.compute_logits((factor * states).to(dtype))
         else:
             pieces = (factor * logits.float() for logits in known)
-        sizes = [find_prefixes(logits, [nucleus]).offsets.diff() for logits in pieces]
+        sizes = []
+        for logits in pieces:
+            if not bool(_find_finite(logits).all()):
+                return 0.0
+            sizes.append(find_prefixes(logits, [nucleus]).offsets.diff())
         return float(torch.cat(sizes).median())
 
     return gaussian_states.find_factor(compute_median, wanted)

@@ -5,7 +5,7 @@ same device. The `LEAD` likeliest tokens of a window are compared pair by pair: 
 all geometries that subtract little from them. Of the others, rows are gathered once for all sets and geometries:
 between two neighbouring ends of sets, they are summed with the weights of all geometries at once. Every set is a sum of
 such tokens and segments, and is compared by the products of their sums. Memory for rows does not depend on how wide the
-sets are.
+sets are, and that for their weights is limited. Where cosines without weights are enough, all tokens are in segments.
 """
 
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ LEAD = MOST_PAIRS  # tokens that are compared one by one
 # Windows that are compared at once are padded to one of these. With a top-k set of 50, most windows have 50 tokens.
 LEADS = (2, 4, 8, 16, 32, 50, LEAD)
 LEAST_UNLIKE = 1e-6  # 1 - c: if all directions are the same, similarity to chance is 0 / 0, and the value missing
-# Numbers in memory at once: gathered rows, and sums.
+# Numbers in memory at once: gathered rows, sums (of which there is a copy for a while), and weights (four copies).
 PIECE_CPU, PIECE_GPU = 2**20, 2**26
 SUMS_CPU, SUMS_GPU = 2**21, 2**28
-ADDED_CPU, ADDED_GPU = 2**18, 2**24  # tokens whose weights in all geometries are in memory at once
+WEIGHTS_CPU, WEIGHTS_GPU = 2**22, 2**25
 
 
 class Group(NamedTuple):
@@ -42,7 +42,7 @@ class Group(NamedTuple):
     segments: int
 
     def count_segments(self) -> int:
-        """How many there are of all tokens together."""
+        """The number of segments of all tokens, with those that pad them."""
         return (self.rows.stop - self.rows.start) * self.segments
 
 
@@ -63,7 +63,8 @@ class Segments:
     others are cut where a set begins or ends. Some segments are empty.
 
     Tokens are in an order of their own (``order``), in which those with about as many candidates and segments follow
-    each other. All that the methods return is in the order of the windows.
+    each other. All that the methods return is in the order of the windows. `compare` needs the first `LEAD` candidates
+    one by one, `compare_unweighted` all in segments (a ``lead`` of 0): ValueError otherwise.
     """
 
     def __init__(self, windows: Windows, lead: int = LEAD):
@@ -102,6 +103,10 @@ class Segments:
         places = self.starts[:, :lead].clamp_max(max(0, len(ids) - 1))
         # of the first tokens (B, lead); some are those of other windows
         self.lead_ids, self.lead_probs, self.lead_weights = (pick(each, places) for each in (ids, probs, self.weights))
+        # The pairs of a token in a segment with sums of first tokens (see `_sum_lead`), in each set (N, n): with those
+        # that are in the set. Such a pair counts twice, as one of two tokens in segments does.
+        same = torch.arange(len(plain), device=ids.device)[:, None] == self.irregular
+        self.first = 2 * torch.cat((torch.zeros_like(plain)[:, None], plain[:, None], same), 1).float()
         # which segments (B, N, M) are in which set
         place, ends = start[:, None], self.extents[..., None]
         self.members = (place >= ends[:, :, 0]) & (place < ends[:, :, 1])
@@ -134,17 +139,20 @@ class Segments:
         return self.k[self.inverse], self.mass[self.inverse], entropy[self.inverse]
 
     def compare(self, space: Space) -> torch.Tensor:
-        """cosine, weighted_cosine and similarity_entropy (B, N, G, 3) of the sets. It needs a ``lead`` of `LEAD`.
+        """cosine, weighted_cosine and similarity_entropy (B, N, G, 3) of the sets.
 
         With k = 1 both cosines are NaN: there is no pair. similarity_entropy is NaN for sets that go beyond the `LEAD`
         likeliest tokens.
         """
+        if self.lead != LEAD:
+            raise ValueError(f"the first {LEAD} candidates must be single ones, not {self.lead}")
         shape = len(space.maps), *self.k.shape
         sums, top_sums = self.mass.new_empty(2, *shape), self.mass.new_empty(shape)
         entropy = self.probs.new_empty(shape)
         for group, tails in self._split(space, 2):
             pairs, sums[:, :, group.rows], top_sums[:, group.rows] = self._multiply(group, tails, space)
             entropy[:, group.rows] = self._compute_similarity_entropies(group, space, pairs)
+            del pairs, tails  # which would be in memory beside the next ones
         rest = self.rest.clamp_min(1e-300)
         top = torch.where(self.extents[..., 0] == 0, 2 * (1 - self.tail), 0)
         weight = top + self.tail * (1 - self.squares / rest.square())
@@ -153,11 +161,14 @@ class Segments:
         return torch.stack((*averages, entropy), -1).permute(1, 2, 0, 3)[self.inverse]
 
     def compare_unweighted(self, space: Space) -> torch.Tensor:
-        """cosine (B, N, G) alone, for which sums are enough: it needs a ``lead`` of 0, so that they have all tokens."""
+        """cosine (B, N, G) alone, for which sums are enough."""
+        if self.lead:
+            raise ValueError(f"all candidates must be in segments, but the first {self.lead} are single ones")
         sums = self.mass.new_empty(len(space.maps), *self.k.shape)
         for group, tails in self._split(space, 1):
             products = _multiply_sums(tails.sums.unflatten(0, (-1, group.segments)))
             sums[:, group.rows] = self._add_products(group, products, tails)[0]
+            del products, tails
         return self._average_pairs(sums).permute(1, 2, 0)[self.inverse]
 
     def _average_pairs(self, sums: torch.Tensor) -> torch.Tensor:
@@ -169,7 +180,8 @@ class Segments:
         cpu, width = self.ids.device.type == "cpu", space.embedding.shape[1]
         most_rows = (PIECE_CPU if cpu else PIECE_GPU) // max(width, self.lead * len(space.maps))
         most_sums = (SUMS_CPU if cpu else SUMS_GPU) // (width * kinds * len(space.maps))
-        most_added = ADDED_CPU if cpu else ADDED_GPU
+        most_added = (WEIGHTS_CPU if cpu else WEIGHTS_GPU) // (kinds * len(space.maps))
+        most_of_group = most_sums if self.lead else most_sums // 8  # without first tokens, nothing else limits a group
         places, numbers, added = self.plan.tolist()
         added = [0, *accumulate(added)]  # up to each token
         leads = [min(LEADS[place], self.lead) for place in places]
@@ -180,7 +192,7 @@ class Segments:
                 or leads[end] > leads[start]
                 or numbers[end] > 2 * numbers[start]
                 or (end + 1 - start) * leads[end] > most_rows
-                or (end + 1 - start) * numbers[end] > most_sums
+                or (end + 1 - start) * numbers[end] > most_of_group
                 or added[end + 1] - added[start] > most_added
             ):
                 groups.append(Group(slice(start, end), leads[start], numbers[end - 1]))
@@ -257,9 +269,10 @@ class Segments:
         sums = centred.new_empty(*weights.shape[:-1], centred.shape[-1])
         common = [place for place, own in enumerate(vectors) if own is centred]
         if common:
-            found = torch.bmm(weights[:, common].flatten(1, 3), centred).unflatten(1, (len(common), *sums.shape[2:4]))
-            norms, centres = weights[:, common].sum(-1, keepdim=True), space.centres[common, None, None]
-            sums[:, common] = found.addcmul_(norms, centres, value=-1)
+            chosen = slice(None) if len(common) == len(vectors) else common
+            own = weights[:, chosen]
+            found = torch.bmm(own.flatten(1, 3), centred).unflatten(1, own.shape[1:4])
+            sums[:, chosen] = found.addcmul_(own.sum(-1, keepdim=True), space.centres[chosen, None, None], value=-1)
         for place, (own, each) in enumerate(zip(vectors, space.maps, strict=True)):
             if own is not centred:
                 sums[:, place] = torch.bmm(weights[:, place].flatten(1, 2), own).view_as(sums[:, place])
@@ -276,13 +289,7 @@ class Segments:
         number, kinds = group.segments, products.shape[2]
         n = products.shape[3] - number
         tail = self.members[group.rows, :, self.lead : self.lead + number].float()  # (B', N, T)
-        factors = tail
-        if n:  # a pair of a first token and another one counts twice, as one of two others does
-            first = torch.zeros(tail.shape[1], n, device=tail.device)
-            first[:, 1] = 2
-            first[self.irregular] = 0
-            first[self.irregular, torch.arange(2, n, device=tail.device)] = 2
-            factors = torch.cat((first.expand(len(tail), -1, -1), tail), 2)  # (B', N, n + T)
+        factors = torch.cat((self.first.expand(len(tail), -1, -1), tail), 2) if n else tail  # (B', N, n + T)
         both = torch.bmm(factors, products.permute(0, 3, 1, 2, 4).flatten(2)).unflatten(2, (-1, kinds, number))
         squares = tails.squares.unflatten(0, (-1, number))  # (B', T, kinds, 1 or G)
         alone = torch.matmul(widen(tail), squares.flatten(2)).unflatten(2, squares.shape[2:])  # (B', N, kinds, 1 or G)
