@@ -4,14 +4,14 @@
 # torch 2.13.0 from PyPI on Linux, two or more cores: operations use libgomp. Its threads spin for a while after each
 # operation, so that the next one begins at once, but hardly at all while there are more of them than cores. Each Python
 # thread that runs an operation gets as many of its own, and keeps them until it ends. So one operation in a worker
-# thread, such as that of an executor, makes short operations of the main thread two to six times slower, until the
+# thread, such as that of an executor, makes short operations of the main thread several times slower, until the
 # worker ends. torch.set_num_threads(1) in the worker, before its first operation, prevents it.
 #
 # Output seen (times depend on the machine):
-#     alone: 17 us
-#     beside a waiting thread that has run one operation: 99 us
-#     after that thread has ended: 17 us
-#     beside a waiting thread with torch.set_num_threads(1): 17 us
+#     alone: 14 us
+#     beside a waiting thread that has run one operation: 117 us
+#     after that thread has ended: 23 us
+#     beside a waiting thread with torch.set_num_threads(1): 16 us
 #
 # Exits with a status other than 0 if that changes.
 set -euo pipefail
