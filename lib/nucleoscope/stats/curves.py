@@ -94,7 +94,7 @@ def fit_each(kind: str, x: Array, y: Array, w: Array) -> dict[str, Array]:
         return {"a": a, "c": c}
     if kind == "free":
         rows = zip(y, w, w > 0, strict=True)
-        return {"peak": np.array([_locate_peak(x[used], *_split(row[used], each[used])) for row, each, used in rows])}
+        return {"peak": np.array([_locate_peak(x[used], _split(row[used], each[used])[1]) for row, each, used in rows])}
     shape, (low, high) = _SHAPES[kind], (0.1 / x[-1], 10 / np.diff(x).min())
     log_b = _search(shape, x, y, w, np.log(low), np.log(high))
     b = np.exp(log_b)
@@ -182,25 +182,26 @@ def _fit_free(x: Array, y: Array, w: Array) -> Fit:
     the degrees of freedom in shape-restricted regression"). Between centers the curve is interpolated
     linearly.
     """
-    split, *top = _split(y, w)
+    split, top = _split(y, w)
     parts = [(y[:split], w[:split], True), (y[split:], w[split:], False)]
     levels = np.concatenate([isotonic_regression(v, weights=u, increasing=up).x for v, u, up in parts if len(v)])
     count = 1 + int(np.count_nonzero(np.diff(levels)))
-    return Fit(lambda at: np.interp(at, x, levels), count, peak=_locate_peak(x, split, *top))
+    return Fit(lambda at: np.interp(at, x, levels), count, peak=_locate_peak(x, top))
 
 
-def _split(y: Array, w: Array) -> tuple[int, int, int]:
-    """Where the free curve begins to fall, and the first bin of its highest level, and the first one after it."""
+def _split(y: Array, w: Array) -> tuple[int, slice]:
+    """The bin where the free curve begins to fall, and the bins of its highest level."""
     rising, falling = _regress_prefixes(y, w), _regress_prefixes(y[::-1], w[::-1])
     split = int(np.argmin(rising.errors + falling.errors[::-1]))
     left, right = rising.levels[split], falling.levels[len(y) - split]
     first = split if left < right else rising.firsts[split]
-    return split, first, split if left > right else len(y) - falling.firsts[len(y) - split]
+    end = split if left > right else len(y) - falling.firsts[len(y) - split]
+    return split, slice(first, end)
 
 
-def _locate_peak(x: Array, _: int, first: int, end: int) -> float:
-    """The middle of the highest level of the free curve."""
-    return float((x[first] + x[end - 1]) / 2)
+def _locate_peak(x: Array, top: slice) -> float:
+    """The middle of the highest level of the free curve, of which ``top`` are the bins."""
+    return float((x[top.start] + x[top.stop - 1]) / 2)
 
 
 def _fit_spline(x: Array, y: Array, w: Array) -> Fit:
