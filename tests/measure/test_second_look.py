@@ -433,23 +433,23 @@ def choose(lengths, seed=0):
 
 
 def test_texts_are_chosen_at_random_up_to_a_number_of_tokens():
-    texts = choose([25] * 500)
+    texts = choose([10] * 500)
     assert sum(len(text.ids) - text.start for text in texts) == second_look.MOST_TOKENS
-    assert len({text.prompt for text in texts}) == len(texts) == 60
-    assert all(text.ids == [7, text.prompt, *range(25)] and text.start == 2 and text.step == 0 for text in texts)
-    assert texts == choose([25] * 500)
-    assert {text.prompt for text in texts} != {text.prompt for text in choose([25] * 500, seed=1)}
+    assert len({text.prompt for text in texts}) == len(texts) == 100
+    assert all(text.ids == [7, text.prompt, *range(10)] and text.start == 2 and text.step == 0 for text in texts)
+    assert texts == choose([10] * 500)
+    assert {text.prompt for text in texts} != {text.prompt for text in choose([10] * 500, seed=1)}
 
 
 def test_of_long_texts_sections_are_looked_at_that_begin_anywhere():
     texts = choose([1000] * 500)
-    assert len(texts) == 60
+    assert len(texts) == 100
     assert all(len(text.ids) - text.start == second_look.SECTION for text in texts)
     assert all(text.ids == [7, text.prompt, *range(text.step + second_look.SECTION)] for text in texts)
     assert all(text.start == 2 + text.step for text in texts)
     assert len({text.step for text in texts}) > 15
     few = choose([5000] * 4)
-    assert [len(text.ids) - text.start for text in few] == [375] * 4
+    assert [len(text.ids) - text.start for text in few] == [250] * 4
 
 
 def test_short_and_empty_texts_are_no_trouble():
@@ -658,3 +658,21 @@ def test_tokens_of_sentencepiece_keep_their_space():
     texts, special = second_look.read_vocabulary(tokenizer, 6)
     assert texts == ["<unk>", " ", "a", " a", " the", "the"]
     assert special == [True] + [False] * 5
+
+
+def test_texts_of_the_vocabulary_are_those_that_the_tokenizer_decodes():
+    tokenizer = tiny.create_tokenizer()
+    texts, special = second_look.read_vocabulary(tokenizer, tiny.VOCAB)
+    [word] = tokenizer.encode("a", add_special_tokens=False)
+    ordinary = [token for token, each in enumerate(special) if not each]
+    assert [texts[token] for token in ordinary] == [tokenizer.decode([word, token])[1:] for token in ordinary]
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked():
+    class Shouting(type(tiny.create_tokenizer())):
+        def _decode(self, *args, **options):
+            return super()._decode(*args, **options).upper()
+
+    tokenizer = Shouting(tokenizer_object=tiny.create_tokenizer().backend_tokenizer)
+    texts, _ = second_look.read_vocabulary(tokenizer, tiny.VOCAB)
+    assert texts[tokenizer.convert_tokens_to_ids("Ġthe")] == " THE"
