@@ -374,9 +374,8 @@ def load(options: argparse.Namespace) -> tuple:
 def compare(options: argparse.Namespace) -> None:
     """Prints what the ways take with these ``options``, those of scripts/benchmark.py."""
     model, tokenizer, inputs, texts = load(options)
-    device, clock = model.device, Clock(model.device)
+    device = model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    ends = set(model.generation_config.eos_token_id or [])
     size = generation.choose_batch_size(options.batch_size, model, inputs, options.max_tokens)
     batches = batching.split_batches(inputs, size)
     weights = sum(parameter.nbytes for parameter in model.parameters())
@@ -389,6 +388,18 @@ def compare(options: argparse.Namespace) -> None:
         flush=True,
     )
     measure_ours(model, generation.Inputs(inputs.ids[:4]), texts[:4], [[0, 1, 2, 3][: len(texts)]], options)  # warm-up
+    if set(options.only) & set("abcd"):
+        compare_ways(model, inputs, texts, batches, options)
+    if "v" in options.only:
+        compare_variants(model, tokenizer, inputs, texts, batches, options)
+    if "k" in options.only:
+        time_kernels(device, options.kernel_rows)
+
+
+def compare_ways(model, inputs, texts: list[str], batches, options) -> None:
+    """Prints speed and peak memory of (c), and of those of (a), (b) and (d) that the options name."""
+    device, clock = model.device, Clock(model.device)
+    ends = set(model.generation_config.eos_token_id or [])
     rates, peaks = {}, {}
     times: dict[str, list[float]] = {"c": [], "d": []}
     tokens, steps = 0, []
@@ -437,9 +448,6 @@ def compare(options: argparse.Namespace) -> None:
         ratios = [c / d for c, d in zip(times["c"], times["d"], strict=True)]
         print(f"time of (c) / time of (d), run by run: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
     if device.type == "cuda":
-        read = weights * sum(map(len, steps)) / measure_bandwidth(device)  # every step reads all weights once
+        weights = sum(parameter.nbytes for parameter in model.parameters())  # every step reads all of them once
+        read = weights * sum(map(len, steps)) / measure_bandwidth(device)
         print(f"share of the memory-bandwidth limit: {read / statistics.median(times['c']):.1%}")
-    if "v" in options.only:
-        compare_variants(model, tokenizer, inputs, texts, batches, options)
-    if "k" in options.only:
-        time_kernels(device, options.kernel_rows)

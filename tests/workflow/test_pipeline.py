@@ -418,3 +418,11 @@ def test_the_benchmark_runs_all_its_parts_on_random_weights():
     for part in ("(a) the study's algorithm", "(b) generate", "(c) Nucleoscope", "(d) forward passes"):
         assert f"| {part}" in done.stdout
     assert "for 20 tokens" in done.stdout  # every part writes all it was asked for: nothing ends early
+
+
+def test_the_benchmark_of_variants_times_nothing_else():
+    sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=2,num_attention_heads=4,vocab_size=500"
+    command = [sys.executable, "scripts/benchmark.py", "--only", "v"]
+    done = run_pipeline(f"random_weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
+    assert done.returncode == 0, done.stderr
+    assert "cost of the default variants: " in done.stdout and "Nucleoscope |" not in done.stdout
