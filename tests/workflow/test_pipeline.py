@@ -425,4 +425,5 @@ def test_the_benchmark_of_variants_times_nothing_else():
     command = [sys.executable, "scripts/benchmark.py", "--only", "v"]
     done = run_pipeline(f"random_weights={sizes}", "n_prompts=4", "max_tokens=5", "repeats=1", command=command)
     assert done.returncode == 0, done.stderr
-    assert "cost of the default variants: " in done.stdout and "Nucleoscope |" not in done.stdout
+    assert "cost of the default variants: " in done.stdout
+    assert "Nucleoscope |" not in done.stdout
