@@ -126,9 +126,9 @@ def test_only_prompts_that_may_be_looked_at_are_kept_and_their_bytes_are_bounded
     settings = Settings(variants="default", max_tokens=50).check()
     kept = second_look.keep_states(model, inputs, settings)
     order = [text.prompt for text in second_look.choose_texts(inputs, Texts(), settings.seed)]
-    assert len(order) == 60
+    assert len(order) == 100
     assert set(order) < kept.wanted
-    assert len(kept.wanted) == 120
+    assert len(kept.wanted) == 200
     monkeypatch.setattr(kept_states, "MOST_BYTES", 10 * 50 * model.config.hidden_size * 4)
     assert second_look.keep_states(model, inputs, settings).wanted == set(order[:10])
     assert second_look.keep_states(model, inputs, Settings(variants="none").check()) is None

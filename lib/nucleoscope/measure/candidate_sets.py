@@ -57,13 +57,23 @@ class Likeliest(NamedTuple):
     spread: torch.Tensor
 
 
-def find_windows(logits: torch.Tensor, full_entropy: torch.Tensor, sets: Sequence[CandidateSet]) -> Windows:
-    """The sets of each row of ``logits`` (B, V), which are finite or -inf; ``full_entropy`` (B,) is H(p) in nats."""
+def find_windows(
+    logits: torch.Tensor,
+    full_entropy: torch.Tensor,
+    sets: Sequence[CandidateSet],
+    totals: torch.Tensor | None = None,
+) -> Windows:
+    """The sets of each row of ``logits`` (B, V), which are finite or -inf; ``full_entropy`` (B,) is H(p) in nats.
+
+    If there are ``totals`` (V,), the probabilities of all rows are added to them.
+    """
     parts, done = [], 0
     for rows in split_rows(logits):
         found = exponentiate(rows)
         entropy = full_entropy[done : done + len(rows)].float()
         parts.append(find_likeliest(found, entropy, measure_spread(found, sets), sets))
+        if totals is not None:
+            totals += found.total.reciprocal()[:, 0] @ found.exponentials
         done += len(rows)
     return arrange_windows(logits, parts, sets)
 

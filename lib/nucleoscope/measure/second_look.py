@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from nucleoscope import variants
 from nucleoscope.measure import gaussian_states
 from nucleoscope.measure.batching import PASS_TOKENS
-from nucleoscope.measure.candidate_sets import Windows, arrange_windows, find_likeliest, find_windows, measure_spread
+from nucleoscope.measure.candidate_sets import Windows, find_windows
 from nucleoscope.measure.encoding import Inputs
 from nucleoscope.measure.geometry import Space, build_spaces, select_spaces
 from nucleoscope.measure.kept_states import KeptStates
@@ -32,7 +32,6 @@ from nucleoscope.measure.null_sets import Matching, create_generator, draw_donor
 from nucleoscope.measure.ragged import choose_sum_dtype
 from nucleoscope.measure.scoring import BATCHED, TextForward, Texts
 from nucleoscope.measure.segments import Segments
-from nucleoscope.measure.softmax import exponentiate, split_rows
 from nucleoscope.settings import Settings
 from nucleoscope.variants import SETS_BY_NAME, CandidateSet, Geometry, Selection
 
@@ -378,14 +377,15 @@ def observe(reading: Reading, sets: Sequence[CandidateSet]) -> Observed:
             continue
         if len(places) < len(logits):
             logits, states = logits[finite], None if states is None else states[finite]
-        windows, sums = _find_candidates(logits, sets)
+        sums = torch.zeros(logits.shape[-1], dtype=totals.dtype, device=device)
+        windows = find_prefixes(logits, sets, sums)
         room = int((windows.offsets[1:] <= most - candidates).sum())
         full = room < len(places)
         if full and not parts:
             room = max(1, room)
         if room:
             if full:
-                sums = _find_candidates(logits[:room], sets)[1]
+                find_prefixes(logits[:room], sets, sums.zero_())
             totals = totals + sums if len(totals) == len(sums) else sums
             windows = _slice_windows(windows, slice(0, room))
             k, _, values = Segments(windows).summarise()
@@ -405,20 +405,9 @@ def _find_finite(logits: torch.Tensor) -> torch.Tensor:
     return logits.amax(-1).isfinite()  # of NaN it is NaN
 
 
-def _find_candidates(logits: torch.Tensor, sets: Sequence[CandidateSet]) -> tuple[Windows, torch.Tensor]:
-    """The windows of `find_prefixes`, and the sums (V,) of the probabilities of all rows."""
-    parts, sums = [], torch.zeros(logits.shape[-1], dtype=choose_sum_dtype(logits.device), device=logits.device)
-    for rows in split_rows(logits):
-        found = exponentiate(rows)
-        shares = found.total.reciprocal()[:, 0]
-        parts.append(find_likeliest(found, torch.zeros_like(shares), measure_spread(found, sets), sets))
-        sums += shares @ found.exponentials
-    return arrange_windows(logits, parts, sets), sums
-
-
-def find_prefixes(logits: torch.Tensor, sets: Sequence[CandidateSet]) -> Windows:
-    """The windows of logits (B, V) for top-p and top-k sets, which do not need the entropies of the distributions."""
-    return find_windows(logits, torch.zeros_like(logits[:, 0]), sets)
+def find_prefixes(logits: torch.Tensor, sets: Sequence[CandidateSet], totals: torch.Tensor | None = None) -> Windows:
+    """As `find_windows`, for top-p and top-k sets, which do not need the entropies of the distributions."""
+    return find_windows(logits, torch.zeros_like(logits[:, 0]), sets, totals)
 
 
 def _limit_candidates(device: torch.device) -> int:
