@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 VARIANTS = "variants.parquet"
 LAYOUT = b"nucleoscope.variants"  # the metadata key for the names of what was measured
 TOKENS = 2**14  # whose numbers are in memory at once: each group of rows has one candidate set of as many tokens
-DICTIONARIES = ("prompt", "step", "candidates", "geometry", "k")  # values that repeat, but are few
+# columns of few different values: a dictionary of others makes the file larger
+DICTIONARIES = ("prompt", "step", "candidates", "geometry", "k")
 
 
 def write_variants(path: Path, layout: Layout, pieces: Iterable[Piece]) -> None:
